@@ -1,0 +1,1 @@
+"""From an image file to a vector: read, decode, forward pass.  Knows nothing of storage."""

@@ -1,0 +1,1 @@
+"""What runs when: settings, the job loop, Prefect flows and tasks, report, command line."""

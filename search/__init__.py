@@ -1,0 +1,1 @@
+"""Read-only questions to the index: what looks like this?"""

@@ -1,0 +1,1 @@
+"""Everything durable: scan, catalog, vector parts, index.  Knows neither torch nor Prefect."""

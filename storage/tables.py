@@ -1,0 +1,264 @@
+"""The catalog's tables.  Words and meanings are those of ``docs/format.md``.
+
+Times are seconds since 1970 by the database's own clock (``storage.catalog.now``), signatures are
+nanoseconds and bytes as ``stat`` gives them, paths are bytes with a text beside them for display.
+What is pending is a query over these tables (``storage.chunks``), never a column.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# SQLite numbers rows by itself only where the key is declared exactly INTEGER.
+Id = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Base(DeclarativeBase):
+    """Declarative base of all tables."""
+
+    type_annotation_map = {int: BigInteger(), bytes: LargeBinary(), dict[str, Any]: JSON()}
+
+
+class Store(Base):
+    """One row: which store this catalog belongs to; equal to ``store.json`` in the home."""
+
+    __tablename__ = "store"
+    store_id: Mapped[str] = mapped_column(primary_key=True)
+    format: Mapped[int]
+    created_at: Mapped[float]
+
+
+class Root(Base):
+    """A directory or manifest that is indexed."""
+
+    __tablename__ = "roots"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    path: Mapped[bytes] = mapped_column(unique=True)
+    """Absolute path."""
+    display: Mapped[str]
+    kind: Mapped[str]
+    """``directory`` or ``manifest``."""
+    excludes: Mapped[dict[str, Any]]
+    """``{"globs": [...]}``, beside the default excludes."""
+    added_at: Mapped[float]
+    scanned_at: Mapped[float | None]
+    """When the last complete scan ended."""
+
+
+class File(Base):
+    """One path under a root, with the signatures ``seen`` (last scan) and ``digest_sig``."""
+
+    __tablename__ = "files"
+    __table_args__ = (
+        UniqueConstraint("root_id", "path"),
+        Index("ix_files_image_state", "image_id", "state"),
+    )
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    root_id: Mapped[int] = mapped_column(ForeignKey("roots.id"))
+    path: Mapped[bytes]
+    """Relative to the root; in a manifest the key of the line: its id, else its path."""
+    display: Mapped[str]
+    source: Mapped[bytes | None]
+    """In a manifest, the absolute path to open; else null."""
+    label: Mapped[str | None]
+    state: Mapped[str]
+    """``live``, ``missing`` or ``excluded``."""
+    missing_since: Mapped[float | None]
+    first_seen_at: Mapped[float]
+    seen_size_bytes: Mapped[int]
+    seen_mtime_ns: Mapped[int]
+    seen_ctime_ns: Mapped[int]
+    seen_inode: Mapped[int]
+    image_id: Mapped[int | None] = mapped_column(ForeignKey("images.id"))
+    """The image that the file held when its bytes were last hashed."""
+    digest_size_bytes: Mapped[int | None]
+    digest_mtime_ns: Mapped[int | None]
+    digest_ctime_ns: Mapped[int | None]
+    digest_inode: Mapped[int | None]
+    trusted: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether ``digest_sig`` was old enough when the bytes were read (same-second edits)."""
+
+
+class Image(Base):
+    """One distinct content.  Live while a live file holds it."""
+
+    __tablename__ = "images"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    digest: Mapped[bytes] = mapped_column(unique=True)
+    """SHA-256 of the bytes, 32 bytes."""
+    size_bytes: Mapped[int]
+    first_seen_at: Mapped[float]
+
+
+class Space(Base):
+    """One way to make vectors, known by its fingerprint."""
+
+    __tablename__ = "spaces"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    fingerprint: Mapped[str] = mapped_column(unique=True)
+    """Hexadecimal SHA-256 of the canonical JSON of ``spec``."""
+    spec: Mapped[dict[str, Any]]
+    """Everything that the vectors depend on, dtype and dimension included."""
+    request: Mapped[dict[str, Any]]
+    """Model, layer and weights as they were asked for when the space was made."""
+    dim: Mapped[int]
+    dtype: Mapped[str]
+    """``float32`` or ``float16``."""
+    decode_version: Mapped[int]
+    next_row: Mapped[int] = mapped_column(server_default=text("0"))
+    current: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[float]
+
+
+class SpaceKey(Base):
+    """What the user typed, with the weights file's signature, to the space that it meant."""
+
+    __tablename__ = "space_keys"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    space_id: Mapped[int] = mapped_column(ForeignKey("spaces.id", ondelete="CASCADE"))
+
+
+class Part(Base):
+    """One write-once file of vectors, rows ``row_start`` to ``row_end`` of its space."""
+
+    __tablename__ = "parts"
+    __table_args__ = (Index("ix_parts_space_state", "space_id", "state", "row_start"),)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    space_id: Mapped[int] = mapped_column(ForeignKey("spaces.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(unique=True)
+    """``<run>-<uuid>``; the files are ``<name>.npy``, ``<name>.ids.npy``, ``<name>.rows.npy``."""
+    state: Mapped[str]
+    """``live``, or ``replaced`` by compaction and kept for a day."""
+    replaced_at: Mapped[float | None]
+    row_start: Mapped[int]
+    row_end: Mapped[int]
+    n: Mapped[int]
+    """Vectors in the file.  Fewer than ``row_end - row_start`` only with a rows sidecar."""
+    size_bytes: Mapped[int]
+    checksum: Mapped[str]
+    """xxh3-128 of the npy file, hexadecimal."""
+    ids_checksum: Mapped[str]
+    rows_checksum: Mapped[str | None]
+    run_id: Mapped[str]
+    facts: Mapped[dict[str, Any]]
+    """Device, engine and precision of the computation."""
+    created_at: Mapped[float]
+
+
+class Vector(Base):
+    """The row of an image in a space.  A row without an entry here is dead from birth."""
+
+    __tablename__ = "vectors"
+    __table_args__ = (
+        UniqueConstraint("space_id", "row"),
+        {"sqlite_with_rowid": False},
+    )
+    space_id: Mapped[int] = mapped_column(
+        ForeignKey("spaces.id", ondelete="CASCADE"), primary_key=True
+    )
+    image_id: Mapped[int] = mapped_column(ForeignKey("images.id"), primary_key=True)
+    row: Mapped[int]
+
+
+class Failure(Base):
+    """A recorded reason why an image has no vector."""
+
+    __tablename__ = "failures"
+    __table_args__ = (
+        UniqueConstraint("stage", "file_id", "digest", "space_id", "decode_version"),
+        Index("ix_failures_digest", "digest"),
+        Index("ix_failures_file", "file_id"),
+    )
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    stage: Mapped[str]
+    """``read`` is about a file, ``decode`` about a digest, ``forward`` about digest and space."""
+    failure_class: Mapped[str]
+    """``busy``, ``permission``, ``truncated``, ``unsupported``, ``too_large``, ``nan``, ..."""
+    message: Mapped[str]
+    transient: Mapped[bool]
+    """Retried on every run; the others wait for a changed file or ``lookalike retry``."""
+    file_id: Mapped[int] = mapped_column(server_default=text("0"))
+    """The file at fault (read), or the one through which it was met; 0 where not keyed by it."""
+    digest: Mapped[bytes] = mapped_column(server_default=text("''"))
+    space_id: Mapped[int] = mapped_column(server_default=text("0"))
+    decode_version: Mapped[int] = mapped_column(server_default=text("0"))
+    size_bytes: Mapped[int | None]
+    """The signature of the file when it failed to be read."""
+    mtime_ns: Mapped[int | None]
+    ctime_ns: Mapped[int | None]
+    inode: Mapped[int | None]
+    attempts: Mapped[int] = mapped_column(server_default=text("1"))
+    first_at: Mapped[float]
+    last_at: Mapped[float]
+    run_id: Mapped[str]
+
+
+class Run(Base):
+    """One run of a command that writes, with its lease."""
+
+    __tablename__ = "runs"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """UTC start and random letters: sorts by time."""
+    kind: Mapped[str]
+    state: Mapped[str]
+    """``running``, ``done``, ``failed``, ``interrupted`` or ``crashed``."""
+    started_at: Mapped[float]
+    ended_at: Mapped[float | None]
+    token: Mapped[str]
+    """Secret of the lease; cleared when another run declares this one dead."""
+    expires_at: Mapped[float]
+    host: Mapped[str]
+    boot: Mapped[str]
+    pid: Mapped[int]
+    process_start: Mapped[str]
+    report: Mapped[dict[str, Any] | None]
+
+
+class Claim(Base):
+    """What a live run has for itself: a root, a file in a space, or a space."""
+
+    __tablename__ = "claims"
+    __table_args__ = (Index("ix_claims_run", "run_id", "chunk"),)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    """``root``, ``file`` or ``space``."""
+    space_id: Mapped[int] = mapped_column(primary_key=True)
+    """0 for a root."""
+    subject_id: Mapped[int] = mapped_column(primary_key=True)
+    """Root, file or space."""
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    chunk: Mapped[int]
+    """Number of the chunk inside its run; 0 for roots and spaces."""
+
+
+class Generation(Base):
+    """One published index of a space: exactly the rows below ``row_end``."""
+
+    __tablename__ = "generations"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    space_id: Mapped[int] = mapped_column(ForeignKey("spaces.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(unique=True)
+    """The files are ``<name>.faiss`` and ``<name>.rowmap.npy``."""
+    state: Mapped[str]
+    """``live`` or ``replaced``."""
+    replaced_at: Mapped[float | None]
+    row_end: Mapped[int]
+    n: Mapped[int]
+    factory: Mapped[str]
+    """FAISS ``index_factory`` string."""
+    parameters: Mapped[dict[str, Any]]
+    """Search-time parameters: ``nprobe``, ``efSearch``."""
+    size_bytes: Mapped[int]
+    checksum: Mapped[str]
+    rowmap_checksum: Mapped[str]
+    created_at: Mapped[float]
