@@ -1,0 +1,17 @@
+"""What a command can refuse before it reaches a room that has errors of its own.
+
+::
+
+    FlowError            2  what was asked for can't be done as asked
+    └── SettingsError    2  a setting has a wrong value, or an unknown name
+"""
+
+
+class FlowError(Exception):
+    """What was asked for can't be done as asked.  The message is one line that says what to do."""
+
+    exit_code = 2
+
+
+class SettingsError(FlowError):
+    """A setting has a wrong value or an unknown name; the message says where it was found."""

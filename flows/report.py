@@ -1,0 +1,207 @@
+"""The report of an indexing run: what was found and done, why, and what limited it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+EDITED = ("size", "mtime", "ctime", "inode")
+"""Reasons of files that were known and look different now."""
+
+EXIT_ORDER = (130, 5, 7, 4, 6, 3)
+"""Which exit code wins where several apply."""
+
+WHY = {
+    "new": "new",
+    "size": "size differs",
+    "mtime": "modification time differs",
+    "ctime": "status changed though size and time are the same",
+    "inode": "another file stands in its place",
+    "racy": "too young when last read to be trusted",
+    "missing": "gone",
+    "back": "back again",
+    "excluded": "excluded now",
+}
+"""What each reason of a scan means, in a few words."""
+
+LIMITS = {
+    "load": "Reading and decoding limit this run: more --workers, or faster disks, would help.",
+    "forward": "The forward pass limits this run: another --device would help, more threads not.",
+    "commit": "Writing parts and catalog limits this run: a faster disk under the home would help.",
+    "scan": "Walking the roots limits this run: most of its time went into looking for changes.",
+    "publish": "Building the index limits this run.",
+}
+"""Plain sentence for the stage that took the most time."""
+
+
+@dataclass
+class Report:
+    """Counts, reasons, seconds by stage and troubles of one run of ``lookalike index``."""
+
+    run_id: str = ""
+    space: str = ""
+    scanned: int = 0
+    unchanged: int = 0
+    new: int = 0
+    changed: int = 0
+    moved: int = 0
+    touched: int = 0
+    missing: int = 0
+    extracted: int = 0
+    reused: int = 0
+    failed: int = 0
+    duration_s: float = 0.0
+    images_per_s: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage: ``scan load forward commit publish``; waiting time of the run's thread."""
+    index: dict[str, Any] | None = None
+    """Published index: ``name factory n row_end``; None where none was published yet."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Files by what the scan said about them."""
+    copied: int = 0
+    back: int = 0
+    excluded: int = 0
+    busy: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    """Failed images of this run by class."""
+    roots: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    limits: str = ""
+    """One plain sentence of what limits the run."""
+    interrupted: bool = False
+    troubles: dict[int, list[str]] = field(default_factory=dict)
+    """One line a trouble, by the exit code that it causes."""
+
+    def add_reasons(self, reasons: Mapping[str, int]) -> None:
+        """Add a scan's counts by reason; ``new changed missing back excluded`` follow them."""
+        for reason, n in reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + n
+        self.new = self.reasons.get("new", 0)
+        self.changed = sum(self.reasons.get(reason, 0) for reason in EDITED)
+        self.missing = self.reasons.get("missing", 0)
+        self.back = self.reasons.get("back", 0)
+        self.excluded = self.reasons.get("excluded", 0)
+
+    def trouble(self, exit_code: int, line: str) -> None:
+        """Record a trouble that does not end the run, with the exit code that it causes."""
+        self.troubles.setdefault(exit_code, []).append(line)
+
+    def exit_code(self) -> int:
+        """Return the exit code: 0, or the first of 130, 5, 7, 4, 6, 3 that applies."""
+        codes = set(self.troubles)
+        if self.interrupted:
+            codes.add(130)
+        if self.failed:
+            codes.add(3)
+        return next((code for code in EXIT_ORDER if code in codes), 0)
+
+    def limiting(self) -> str:
+        """Return one plain sentence that names the stage which took the most time."""
+        if not self.stages or not any(self.stages.values()):
+            return ""
+        stage = max(self.stages, key=self.stages.__getitem__)
+        return LIMITS.get(stage, f"Most of the time went into {stage}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values, ``exit_code`` among them."""
+        values = asdict(self)
+        values["limits"] = self.limits or self.limiting()
+        values["troubles"] = {str(code): lines for code, lines in self.troubles.items()}
+        return {**values, "exit_code": self.exit_code()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the report that ``to_json`` wrote; keys of later versions are passed over."""
+        known = {f.name for f in fields(cls)}
+        kept = {name: value for name, value in values.items() if name in known}
+        troubles = kept.get("troubles", {})
+        kept["troubles"] = {int(code): list(lines) for code, lines in troubles.items()}
+        return cls(**kept)
+
+    def to_text(self) -> str:
+        """Return the report for a terminal: one line where nothing happened, else about ten."""
+        if self._nothing_happened():
+            return f"Nothing changed: {_count(self.scanned, 'file')} scanned in {self.duration_s:.1f} s."
+        lines = [self._headline(), self._scan_line(), *self._why_lines(), *self._outcome_lines()]
+        lines += [self._stage_line(), self._index_line(), self.limits or self.limiting()]
+        return "\n".join(line for line in (*lines, *self.warnings, *self._trouble_lines()) if line)
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown, for a Prefect artifact."""
+        counts = [("scanned", self.scanned), ("unchanged", self.unchanged)]
+        counts += [(WHY.get(reason, reason), n) for reason, n in self.reasons.items()]
+        counts += [(word, n) for word, n in self._outcomes() if n]
+        parts = [f"# {self._headline()}", _table(("files", "count"), counts)]
+        if self.failures:
+            parts.append(_table(("failure", "images"), self.failures.items()))
+        if self.stages:
+            seconds = [(stage, f"{value:.1f}") for stage, value in self.stages.items()]
+            parts.append(_table(("stage", "seconds"), seconds))
+        parts += [self._index_line(), self.limits or self.limiting()]
+        parts += [f"- {line}" for line in (*self.warnings, *self._trouble_lines())]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _nothing_happened(self) -> bool:
+        done = self.reasons or self.troubles or self.warnings or self.interrupted
+        return not done and not any(n for _, n in self._outcomes())
+
+    def _headline(self) -> str:
+        how = "Interrupted" if self.interrupted else "Done"
+        rate = f", {self.images_per_s:.1f} images/s" if self.extracted else ""
+        return (
+            f"{how}: {_count(self.extracted, 'image')} extracted into space {self.space or '?'}"
+            f" in {self.duration_s:.1f} s{rate}"
+        )
+
+    def _scan_line(self) -> str:
+        return f"  scanned    {_count(self.scanned, 'file')}, {self.unchanged} unchanged"
+
+    def _why_lines(self) -> list[str]:
+        said = [f"{n} {WHY.get(reason, reason)}" for reason, n in self.reasons.items() if n]
+        return [f"  because    {', '.join(said)}"] if said else []
+
+    def _outcomes(self) -> list[tuple[str, int]]:
+        return [
+            ("extracted", self.extracted),
+            ("reused: the image had a vector", self.reused),
+            ("moved", self.moved),
+            ("copied", self.copied),
+            ("touched: same bytes", self.touched),
+            ("busy: changed while read, next run reads them", self.busy),
+            ("failed", self.failed),
+        ]
+
+    def _outcome_lines(self) -> list[str]:
+        said = [f"{n} {word}" for word, n in self._outcomes() if n]
+        lines = [f"  outcome    {', '.join(said)}"] if said else []
+        if self.failures:
+            classes = ", ".join(f"{n} {name}" for name, n in sorted(self.failures.items()))
+            lines.append(f"  failures   {classes}  (lookalike failures lists them)")
+        return lines
+
+    def _stage_line(self) -> str:
+        said = [f"{stage} {seconds:.1f}" for stage, seconds in self.stages.items()]
+        return f"  seconds    {', '.join(said)}" if said else ""
+
+    def _index_line(self) -> str:
+        if not self.index:
+            return ""
+        factory, n = self.index.get("factory", "?"), self.index.get("n", 0)
+        return f"  index      {factory}, {_count(int(n), 'vector')}"
+
+    def _trouble_lines(self) -> list[str]:
+        return [line for code in EXIT_ORDER for line in self.troubles.get(code, [])]
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def _table(head: tuple[str, str], rows: Any) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---:|"]
+    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def dump(value: Any) -> str:
+    r"""Return JSON for scripts: ASCII alone, so that odd bytes of a path are ``\udcXX``."""
+    return json.dumps(value, ensure_ascii=True, indent=2)
