@@ -53,7 +53,7 @@ class Report:
     duration_s: float = 0.0
     images_per_s: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage: ``scan load forward commit publish``; waiting time of the run's thread."""
+    """Seconds by stage, as each stage measured them."""
     index: dict[str, Any] | None = None
     """Published index: ``name factory n row_end``; None where none was published yet."""
     reasons: dict[str, int] = field(default_factory=dict)
@@ -72,19 +72,65 @@ class Report:
     troubles: dict[int, list[str]] = field(default_factory=dict)
     """One line a trouble, by the exit code that it causes."""
 
-    def add_reasons(self, reasons: Mapping[str, int]) -> None:
-        """Add a scan's counts by reason; ``new changed missing back excluded`` follow them."""
-        for reason, n in reasons.items():
+    def add_scan(self, scan: Mapping[str, Any]) -> None:
+        """Add what the scan of one root found (``storage.files.ScanResult`` as a dict)."""
+        self.scanned += scan["scanned"]
+        self.unchanged += scan["unchanged"]
+        for reason, n in scan["reasons"].items():
             self.reasons[reason] = self.reasons.get(reason, 0) + n
         self.new = self.reasons.get("new", 0)
         self.changed = sum(self.reasons.get(reason, 0) for reason in EDITED)
         self.missing = self.reasons.get("missing", 0)
         self.back = self.reasons.get("back", 0)
         self.excluded = self.reasons.get("excluded", 0)
+        self.roots.append({**scan, "reasons": dict(scan["reasons"])})
+        if scan["unreadable_count"]:
+            where, why = scan["unreadable"][0]
+            n = _count(scan["unreadable_count"], "folder or file", "folders or files")
+            self.warnings.append(f"{n} could not be read and kept their state: {where}: {why}")
+        if scan["future"]:
+            n = _count(scan["future"], "file")
+            self.warnings.append(f"{n} dated in the future: read again on every run until then")
+
+    def add_chunk(self, chunk: Mapping[str, Any]) -> None:
+        """Add the outcomes, failures by class and seconds by stage of one committed chunk."""
+        for outcome, n in chunk["outcomes"].items():
+            setattr(self, outcome, getattr(self, outcome) + n)
+        for name, n in chunk["failures"].items():
+            self.failures[name] = self.failures.get(name, 0) + n
+        self.add_seconds(chunk["seconds"])
+
+    def add_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Add seconds by stage."""
+        for stage, spent in seconds.items():
+            self.stages[stage] = self.stages.get(stage, 0.0) + spent
+
+    def add_unavailable(self, root: str, line: str) -> None:
+        """Record a root of which nothing changed because it can't be trusted now (exit 4)."""
+        self.roots.append({"root": root, "unavailable": line})
+        self.trouble(4, line)
+
+    def add_held(self, root: str, line: str) -> None:
+        """Record a root that another run is scanning (exit 6)."""
+        self.roots.append({"root": root, "held": line})
+        self.trouble(6, line)
 
     def trouble(self, exit_code: int, line: str) -> None:
         """Record a trouble that does not end the run, with the exit code that it causes."""
         self.troubles.setdefault(exit_code, []).append(line)
+
+    def failed_share(self) -> float:
+        """Return which share of the images that needed a vector failed in this run."""
+        return self.failed / max(self.failed + self.extracted, 1)
+
+    def finish(self, duration_s: float, max_failures: float | None = None) -> None:
+        """Set what follows from the whole run: rate, limiting stage, too many failures (exit 7)."""
+        self.duration_s = duration_s
+        self.images_per_s = self.extracted / duration_s if duration_s > 0 else 0.0
+        self.limits = self.limiting()
+        if max_failures is not None and self.failed_share() > max_failures:
+            share = f"{self.failed_share():.0%} of the images failed"
+            self.trouble(7, f"{share}, --max-failures allows {max_failures:.0%}")
 
     def exit_code(self) -> int:
         """Return the exit code: 0, or the first of 130, 5, 7, 4, 6, 3 that applies."""
@@ -121,7 +167,8 @@ class Report:
     def to_text(self) -> str:
         """Return the report for a terminal: one line where nothing happened, else about ten."""
         if self._nothing_happened():
-            return f"Nothing changed: {_count(self.scanned, 'file')} scanned in {self.duration_s:.1f} s."
+            files = _count(self.scanned, "file")
+            return f"Nothing changed: {files} scanned in {self.duration_s:.1f} s."
         lines = [self._headline(), self._scan_line(), *self._why_lines(), *self._outcome_lines()]
         lines += [self._stage_line(), self._index_line(), self.limits or self.limiting()]
         return "\n".join(line for line in (*lines, *self.warnings, *self._trouble_lines()) if line)
@@ -193,8 +240,8 @@ class Report:
         return [line for code in EXIT_ORDER for line in self.troubles.get(code, [])]
 
 
-def _count(n: int, word: str) -> str:
-    return f"{n:,} {word}{'' if n == 1 else 's'}"
+def _count(n: int, one: str, many: str = "") -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
 def _table(head: tuple[str, str], rows: Any) -> str:

@@ -49,8 +49,8 @@ class Settings(BaseSettings):
     chunk_size: int | None = Field(
         None, ge=1, le=8192, description="Most images of one commit; None: about 30 s of work."
     )
-    max_failures: float = Field(
-        0.2, ge=0.0, le=1.0, description="Share of failed images at which a run stops (exit 7)."
+    max_failures: float | None = Field(
+        None, ge=0.0, le=1.0, description="Share of a run's images that may fail (else exit 7)."
     )
     prefect: Literal["auto", "always", "never"] = Field(
         "auto", description="Whether runs go through Prefect; auto: where its API is configured."
