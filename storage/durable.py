@@ -4,7 +4,6 @@ Never written through a memory map: there a full disk is a signal and no excepti
 """
 
 import contextlib
-import errno
 import io
 import os
 from types import TracebackType
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import xxhash
 
 from storage.errors import DiskFull, PartError, StorageError
+from storage.home import explain_os_error, fsync_dir, write_all
 
 Array = npt.NDArray[Any]
 
@@ -51,23 +51,20 @@ class DurableFile:
     def __enter__(self) -> Self:
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            self._fd = os.open(self._temporary, flags, 0o666)
+            self._fd = os.open(self._temporary, flags, 0o600)
         except OSError as error:
             raise self._trouble(error) from error
         return self
 
     def write(self, data: Any) -> int:
-        """Append the bytes of ``data``, a contiguous buffer; return their number."""
-        whole = memoryview(data).cast("B")
-        left = whole
+        """Append ``data``, bytes or a contiguous array; return the number of bytes."""
         try:
-            while left:
-                left = left[os.write(self._fd, left[:_PIECE_BYTES]) :]
+            written = write_all(self._fd, data)
         except OSError as error:
             raise self._trouble(error) from error
-        self._hash.update(whole)
-        self.size_bytes += len(whole)
-        return len(whole)
+        self._hash.update(data)
+        self.size_bytes += written
+        return written
 
     def __exit__(
         self,
@@ -85,7 +82,7 @@ class DurableFile:
             finally:
                 os.close(self._fd)
             os.rename(self._temporary, self.path)
-            sync_folder(os.path.dirname(self.path))
+            fsync_dir(os.path.dirname(self.path))
         except OSError as trouble:
             self._abandon()
             raise self._trouble(trouble) from trouble
@@ -95,35 +92,10 @@ class DurableFile:
             os.unlink(self._temporary)
 
     def _trouble(self, error: OSError) -> StorageError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return DiskFull(f"the disk is full, {self.path} was not written; make room, run again")
+        explained = explain_os_error(error, self.path)
+        if isinstance(explained, DiskFull):
+            return explained
         return StorageError(f"{self.path} can't be written: {error.strerror}")
-
-
-def sync_folder(path: str) -> None:
-    """Make the names in a folder durable; a no-op where folders can't be opened (Windows)."""
-    if os.name == "nt":  # pragma: no cover - Windows
-        return
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        # Some network file systems know no sync of a folder.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(fd)
-
-
-def make_folder(path: str) -> None:
-    """Make a folder and those above it, each name synced; nothing where it is already there."""
-    if os.path.isdir(path):
-        return
-    above = os.path.dirname(os.path.abspath(path))
-    make_folder(above)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path)
-    sync_folder(above)
 
 
 def file_checksum(path: str) -> str:

@@ -6,7 +6,6 @@ never changed, and the vectors' file is the last to appear: where it is, the sid
 """
 
 import os
-import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storage.durable import Array, file_checksum, make_folder, map_npy, sync_folder, write_npy
+from storage.durable import Array, file_checksum, map_npy, write_npy
 from storage.errors import DiskFull, PartError
+from storage.home import free_bytes, fsync_dir, make_dir
 
 DIGEST_BYTES = 32
 UNIT_TOLERANCE = 1e-3
@@ -161,8 +161,8 @@ class VectorStore:
             )
 
     def _make_room(self, needed: int) -> None:
-        make_folder(self.folder)
-        free = shutil.disk_usage(self.folder).free
+        make_dir(self.folder)
+        free = free_bytes(self.folder)
         if free < needed + self.reserve_bytes:
             raise DiskFull(
                 f"{self.folder}: {needed >> 20} MiB of vectors and {self.reserve_bytes >> 20} MiB "
@@ -222,7 +222,7 @@ class VectorStore:
                 os.unlink(self.path(name, kind))
             except FileNotFoundError:
                 continue
-        sync_folder(self.folder)
+        fsync_dir(self.folder)
 
 
 def ascending(values: npt.NDArray[np.int64]) -> bool:
