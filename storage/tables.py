@@ -5,7 +5,7 @@ nanoseconds and bytes as ``stat`` gives them, paths are bytes with a text beside
 What is pending is a query over these tables (``storage.chunks``), never a column.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     JSON,
@@ -14,19 +14,34 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
+    MetaData,
     UniqueConstraint,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# SQLite numbers rows by itself only where the key is declared exactly INTEGER.
+# SQLite numbers rows by itself only where the key is declared exactly INTEGER, and numbers what was
+# deleted anew unless told otherwise; a claim or failure must never meet another file's number.
 Id = BigInteger().with_variant(Integer(), "sqlite")
+NEVER_AGAIN = {"sqlite_autoincrement": True}
 
 
 class Base(DeclarativeBase):
     """Declarative base of all tables."""
 
-    type_annotation_map = {int: BigInteger(), bytes: LargeBinary(), dict[str, Any]: JSON()}
+    type_annotation_map: ClassVar = {
+        int: BigInteger(),
+        bytes: LargeBinary(),
+        dict[str, Any]: JSON(none_as_null=True),
+    }
+    # Named constraints can be changed by a later migration, on SQLite too.
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        }
+    )
 
 
 class Store(Base):
@@ -42,6 +57,7 @@ class Root(Base):
     """A directory or manifest that is indexed."""
 
     __tablename__ = "roots"
+    __table_args__ = NEVER_AGAIN
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     path: Mapped[bytes] = mapped_column(unique=True)
     """Absolute path."""
@@ -62,6 +78,7 @@ class File(Base):
     __table_args__ = (
         UniqueConstraint("root_id", "path"),
         Index("ix_files_image_state", "image_id", "state"),
+        NEVER_AGAIN,
     )
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     root_id: Mapped[int] = mapped_column(ForeignKey("roots.id"))
@@ -93,6 +110,7 @@ class Image(Base):
     """One distinct content.  Live while a live file holds it."""
 
     __tablename__ = "images"
+    __table_args__ = NEVER_AGAIN
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     digest: Mapped[bytes] = mapped_column(unique=True)
     """SHA-256 of the bytes, 32 bytes."""
@@ -104,6 +122,7 @@ class Space(Base):
     """One way to make vectors, known by its fingerprint."""
 
     __tablename__ = "spaces"
+    __table_args__ = NEVER_AGAIN
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     fingerprint: Mapped[str] = mapped_column(unique=True)
@@ -133,7 +152,7 @@ class Part(Base):
     """One write-once file of vectors, rows ``row_start`` to ``row_end`` of its space."""
 
     __tablename__ = "parts"
-    __table_args__ = (Index("ix_parts_space_state", "space_id", "state", "row_start"),)
+    __table_args__ = (Index("ix_parts_space_state", "space_id", "state", "row_start"), NEVER_AGAIN)
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     space_id: Mapped[int] = mapped_column(ForeignKey("spaces.id", ondelete="CASCADE"))
     name: Mapped[str] = mapped_column(unique=True)
@@ -190,7 +209,8 @@ class Failure(Base):
     """Retried on every run; the others wait for a changed file or ``lookalike retry``."""
     file_id: Mapped[int] = mapped_column(server_default=text("0"))
     """The file at fault (read), or the one through which it was met; 0 where not keyed by it."""
-    digest: Mapped[bytes] = mapped_column(server_default=text("''"))
+    digest: Mapped[bytes] = mapped_column(default=b"")
+    """``b""`` where not keyed by it.  (A default of SQLite itself would be text, not bytes.)"""
     space_id: Mapped[int] = mapped_column(server_default=text("0"))
     decode_version: Mapped[int] = mapped_column(server_default=text("0"))
     size_bytes: Mapped[int | None]
@@ -245,6 +265,7 @@ class Generation(Base):
     """One published index of a space: exactly the rows below ``row_end``."""
 
     __tablename__ = "generations"
+    __table_args__ = NEVER_AGAIN
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     space_id: Mapped[int] = mapped_column(ForeignKey("spaces.id", ondelete="CASCADE"))
     name: Mapped[str] = mapped_column(unique=True)

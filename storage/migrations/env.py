@@ -1,0 +1,13 @@
+"""Run by Alembic: applies the revisions on the connection that `storage.migrations` hands in."""
+
+from alembic import context
+
+from storage.tables import Base
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    render_as_batch=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,170 @@
+"""Runs at work: what each has for itself, and the thread that keeps its lease.
+
+The lease itself is made, checked and ended in `storage.leases`.
+"""
+
+import threading
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from sqlalchemy import Connection, delete, select
+
+from storage.catalog import Catalog, insert_into
+from storage.errors import LeaseHeld, LeaseLost, StorageError
+from storage.leases import (
+    LEASE_S,
+    RENEW_S,
+    Lease,
+    changed,
+    check_lease,
+    finish_run,
+    reap,
+    renew,
+    start_run,
+)
+from storage.tables import Claim, Run
+
+__all__ = [
+    "LEASE_S",
+    "RENEW_S",
+    "Heartbeat",
+    "Lease",
+    "RunInfo",
+    "check_lease",
+    "claim",
+    "finish_run",
+    "list_runs",
+    "reap",
+    "release",
+    "renew",
+    "start_run",
+]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """One run as recorded; times in seconds since 1970 by the database's clock."""
+
+    id: str
+    kind: str
+    state: str
+    started_at: float
+    ended_at: float | None
+    expires_at: float
+    host: str
+    pid: int
+    report: Mapping[str, Any] | None
+
+
+def claim(
+    at: Catalog | Connection, lease: Lease, kind: str, subject_id: int, space_id: int = 0
+) -> None:
+    """Take a root, a file or a space for this run.  What it has already, it keeps.
+
+    Parameters
+    ----------
+    at
+        An open write transaction; or the catalog, and then runs that are dead are declared so and
+        do not stand in the way.
+    lease
+        The run's lease.
+    kind, subject_id, space_id
+        ``root``, ``file`` or ``space``, its number, and for a file the space's number.
+
+    Raises
+    ------
+    LeaseHeld
+        Another run has it; the message names run, host and process.
+    LeaseLost
+        This run was declared dead.
+    """
+    row = {"kind": kind, "space_id": space_id, "subject_id": subject_id}
+    with _transaction(at) as conn:
+        check_lease(conn, lease)
+        holder = _take(conn, lease, row)
+    if holder is not None and isinstance(at, Catalog) and reap(at):
+        with at.write() as conn:
+            check_lease(conn, lease)
+            holder = _take(conn, lease, row)
+    if holder is not None:
+        raise LeaseHeld(f"the {kind} is in use by {holder}; wait for it to end, or stop it")
+
+
+def release(
+    at: Catalog | Connection, lease: Lease, kind: str, subject_id: int, space_id: int = 0
+) -> None:
+    """Give back what `claim` took.  What another run has, stays with it."""
+    row = {"kind": kind, "space_id": space_id, "subject_id": subject_id}
+    with _transaction(at) as conn:
+        mine = delete(Claim).where(Claim.run_id == lease.run_id)
+        conn.execute(mine.where(*(getattr(Claim, name) == value for name, value in row.items())))
+
+
+def list_runs(catalog: Catalog, limit: int = 20) -> list[RunInfo]:
+    """Return the latest runs, newest first."""
+    columns = [getattr(Run, name) for name in RunInfo.__dataclass_fields__]
+    query = select(*columns).order_by(Run.started_at.desc(), Run.id.desc()).limit(limit)
+    with catalog.read() as conn:
+        return [RunInfo(*row) for row in conn.execute(query)]
+
+
+class Heartbeat:
+    """Renews a lease in the background for as long as the context lasts.
+
+    Attributes
+    ----------
+    lost
+        Set once the lease is lost.  A catalog that does not answer is no loss yet: every commit
+        checks the lease by itself.
+    """
+
+    def __init__(self, catalog: Catalog, lease: Lease, every_s: float = RENEW_S) -> None:
+        self.lost = threading.Event()
+        self._catalog = catalog
+        self._lease = lease
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._every_s):
+            try:
+                renew(self._catalog, self._lease)
+            except LeaseLost:
+                self.lost.set()
+                return
+            except StorageError:
+                continue  # busy or out of reach: the next beat tries again
+
+
+def _take(conn: Connection, lease: Lease, row: dict[str, Any]) -> str | None:
+    """Insert the claim; return in words who has it if it is not this run."""
+    values = {**row, "run_id": lease.run_id, "chunk": 0}
+    if changed(conn, insert_into(conn, Claim).values(values).on_conflict_do_nothing()):
+        return None
+    holder = conn.execute(
+        select(Run.id, Run.host, Run.pid, Run.started_at)
+        .join(Claim, Claim.run_id == Run.id)
+        .where(*(getattr(Claim, name) == value for name, value in row.items()))
+    ).first()
+    if holder is None:
+        return "a run that has just ended"
+    if holder.id == lease.run_id:
+        return None
+    since = datetime.fromtimestamp(holder.started_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"run {holder.id} (host {holder.host}, process {holder.pid}, since {since})"
+
+
+def _transaction(at: Catalog | Connection) -> AbstractContextManager[Connection]:
+    return at.write() if isinstance(at, Catalog) else nullcontext(at)
