@@ -4,6 +4,7 @@ Never written through a memory map: there a full disk is a signal and no excepti
 """
 
 import contextlib
+import errno
 import io
 import os
 from types import TracebackType
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import xxhash
 
 from storage.errors import DiskFull, PartError, StorageError
-from storage.home import explain_os_error, fsync_dir, write_all
+from storage.home import fsync_dir, write_all
 
 Array = npt.NDArray[Any]
 
@@ -92,9 +93,8 @@ class DurableFile:
             os.unlink(self._temporary)
 
     def _trouble(self, error: OSError) -> StorageError:
-        explained = explain_os_error(error, self.path)
-        if isinstance(explained, DiskFull):
-            return explained
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskFull(f"no space left to write {self.path}; make room and run again")
         return StorageError(f"{self.path} can't be written: {error.strerror}")
 
 
