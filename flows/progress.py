@@ -122,7 +122,7 @@ class Progress:
         if self._bars is None:
             return
         if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=total)
+            self._tasks[name] = self._bars.add_task(name, total=total, failed="")
         failed = f"{self.failed} failed" if self.failed and total is not None else ""
         self._bars.update(TaskID(self._tasks[name]), total=total, completed=done, failed=failed)
 

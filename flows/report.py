@@ -171,7 +171,7 @@ class Report:
             return f"Nothing changed: {files} scanned in {self.duration_s:.1f} s."
         lines = [self._headline(), self._scan_line(), *self._why_lines(), *self._outcome_lines()]
         lines += [self._stage_line(), self._index_line(), self.limits or self.limiting()]
-        return "\n".join(line for line in (*lines, *self.warnings, *self._trouble_lines()) if line)
+        return "\n".join(line for line in (*lines, *self.warnings) if line)
 
     def to_markdown(self) -> str:
         """Return the report as Markdown, for a Prefect artifact."""
@@ -185,7 +185,7 @@ class Report:
             seconds = [(stage, f"{value:.1f}") for stage, value in self.stages.items()]
             parts.append(_table(("stage", "seconds"), seconds))
         parts += [self._index_line(), self.limits or self.limiting()]
-        parts += [f"- {line}" for line in (*self.warnings, *self._trouble_lines())]
+        parts += [f"- {line}" for line in (*self.warnings, *self.trouble_lines())]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _nothing_happened(self) -> bool:
@@ -236,7 +236,8 @@ class Report:
         factory, n = self.index.get("factory", "?"), self.index.get("n", 0)
         return f"  index      {factory}, {_count(int(n), 'vector')}"
 
-    def _trouble_lines(self) -> list[str]:
+    def trouble_lines(self) -> list[str]:
+        """Return the troubles, one line each, the gravest first."""
         return [line for code in EXIT_ORDER for line in self.troubles.get(code, [])]
 
 

@@ -1,0 +1,120 @@
+"""``lookalike index``."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flows.commands.base import Command, absolute, json_option, settings_of
+from flows.commands.show import safe, write_json
+
+if TYPE_CHECKING:
+    from flows.job import IndexOptions
+    from flows.settings import LoadedSettings
+    from flows.spaces import SpaceChoice
+
+PREFECT = {True: "always", False: "never"}
+RECIPE = ("model", "layer", "weights", "dtype")
+"""Settings that say how vectors are made."""
+
+
+@click.command(
+    "index",
+    cls=Command,
+    short_help="Bring the index up to date with the roots.",
+    examples="""\
+    lookalike index ~/Pictures
+    lookalike index ~/Pictures /mnt/photos --exclude '*.tmp.jpg'
+    lookalike index products.tsv --model vgg16 --layer fc7 --space products
+    lookalike index --plan
+    lookalike index --json | jq .extracted
+    """,
+)
+@click.argument("roots", nargs=-1, metavar="[ROOT]...")
+@click.option("--model", metavar="NAME", help="Network; `lookalike models` lists them.")
+@click.option("--layer", metavar="NAME", help="fc7, avgpool, logits, ... or any node's name.")
+@click.option("--weights", metavar="W", help="DEFAULT, a published name, a FILE or random[:SEED].")
+@click.option("--space", metavar="NAME", help="Space to maintain; `all` for every one.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), help="Stored type of a new space."
+)
+@click.option("--device", metavar="DEV", help="auto, cpu, cuda or cuda:N.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images in one forward pass.")
+@click.option("--workers", type=click.IntRange(1), help="Threads that read and decode.")
+@click.option("--chunk-size", type=click.IntRange(1, 8192), help="Most images of one commit.")
+@click.option("--exclude", "excludes", multiple=True, metavar="GLOB", help="Leave out; repeatable.")
+@click.option("--index-spec", metavar="FACTORY", help="FAISS index_factory string; publishes.")
+@click.option("--max-failures", type=click.FloatRange(0, 1), help="Share that may fail, 0 to 1.")
+@click.option("--confirm-missing", is_flag=True, help="Accept that most files of a root are gone.")
+@click.option("--plan", is_flag=True, help="Say what would be done and touch nothing.")
+@click.option("--prefect/--no-prefect", default=None, help="Force or avoid Prefect's engine.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@json_option
+@click.pass_context
+def command(ctx: click.Context, **typed: Any) -> None:
+    """Bring the index up to date with the ROOTs, or with all known ones.
+
+    A ROOT is a directory, or a manifest: a TSV or CSV file of (id, path) or (label, path), or a
+    text list of paths.  Roots are remembered.  Only what is new or has changed is read, and each
+    distinct image is extracted once for each space.
+    """
+    from flows import run
+    from flows.progress import Progress
+
+    as_json, plan = typed.pop("as_json"), typed.pop("plan")
+    quiet = typed.pop("quiet") or as_json
+    options, prefect = _options(ctx, **typed)
+    if plan:
+        planned = run.plan(options)
+        write_json(planned.to_json()) if as_json else click.echo(planned.to_text())
+        return
+    with Progress("silent" if quiet else "auto") as progress:
+        report = run.run(options, progress, prefect=prefect)
+    write_json(report.to_json()) if as_json else click.echo(report.to_text())
+    for line in report.trouble_lines():
+        click.echo(f"lookalike: {safe(line)}", err=True)
+    ctx.exit(report.exit_code())
+
+
+def _options(
+    ctx: click.Context, *, prefect: bool | None, confirm_missing: bool, **typed: Any
+) -> tuple["IndexOptions", str]:
+    from flows.job import IndexOptions
+
+    roots, excludes, index_spec = (typed.pop(n) for n in ("roots", "excludes", "index_spec"))
+    space = typed.pop("space")
+    loaded = settings_of(ctx, **typed, prefect=PREFECT.get(prefect))
+    settings = loaded.settings
+    options = IndexOptions(
+        home=settings.home,
+        catalog_url=settings.catalog_url,
+        roots=tuple(os.fsdecode(root) for root in absolute(roots)),
+        choice=_choice(loaded, space),
+        excludes=excludes,
+        confirm_missing=confirm_missing,
+        device=settings.device,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        chunk_size=settings.chunk_size,
+        index_spec=index_spec,
+        max_failures=settings.max_failures,
+    )
+    return options, settings.prefect
+
+
+def _choice(loaded: "LoadedSettings", space: str | None) -> "SpaceChoice":
+    """Return what was said about the model; defaults are left open for the space to fill.
+
+    Where --space, --model, --layer or --weights is typed, the settings' recipe is another one and
+    does not mix with it.
+    """
+    from flows.spaces import SpaceChoice
+
+    origins = loaded.origins
+    typed = space is not None or any(origins[name] == "flag" for name in RECIPE)
+    said = {
+        name: getattr(loaded.settings, name)
+        for name in RECIPE
+        if origins[name] == "flag" or (not typed and origins[name] != "default")
+    }
+    return SpaceChoice(space=space, **said)

@@ -1,0 +1,67 @@
+"""How values are written to a terminal."""
+
+import os
+from collections.abc import Iterable, Sequence
+
+import click
+
+
+def safe(path: bytes | str) -> str:
+    r"""Return a path for display: what a terminal can't show, or would obey, as ``\x0a``."""
+    text = os.fsdecode(path)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    raw = os.fsencode(char)
+    if len(raw) == 1:
+        return f"\\x{raw[0]:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> str:
+    """Return columns under their heads, wide enough for each value.
+
+    Parameters
+    ----------
+    right
+        Columns that are aligned to the right.
+    """
+    cells = [[str(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    lines = []
+    for row in (list(head), *cells):
+        aligned = [
+            value.rjust(width) if i in right else value.ljust(width)
+            for i, (value, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(aligned).rstrip())
+    return "\n".join(lines)
+
+
+def size(n_bytes: int) -> str:
+    """Return a number of bytes for people: ``812 B``, ``4.1 MB``."""
+    value = float(n_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def when(seconds: float | None) -> str:
+    """Return a catalog's time as local date and time, ``never`` for none."""
+    if seconds is None:
+        return "never"
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def write_json(value: object) -> None:
+    """Write JSON to stdout."""
+    from flows.report import dump
+
+    click.echo(dump(value))

@@ -1,0 +1,97 @@
+"""``lookalike spaces``."""
+
+import click
+
+from flows.commands.base import Command, Group, json_option, leased, opened
+from flows.commands.show import size, table, write_json
+
+
+@click.group(
+    "spaces",
+    cls=Group,
+    invoke_without_command=True,
+    short_help="List, choose or drop the spaces of vectors.",
+    examples="""\
+    lookalike spaces
+    lookalike spaces use vgg16-fc7
+    lookalike spaces drop resnet50-avgpool
+    """,
+)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """List, choose or drop spaces: the ways in which vectors were made.
+
+    `lookalike index --model NAME` makes a new one beside those that are there.
+    """
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_command)
+
+
+@command.command(
+    "list",
+    cls=Command,
+    short_help="List the spaces.",
+    examples="""\
+    lookalike spaces list --json
+    """,
+)
+@json_option
+@click.pass_context
+def list_command(ctx: click.Context, as_json: bool = False) -> None:
+    """List the spaces; the current one, which index and search use, has a star."""
+    from search.overview import spaces_overview
+
+    with opened(ctx) as catalog:
+        spaces = spaces_overview(catalog)
+    if as_json:
+        write_json([space.to_json() for space in spaces])
+        return
+    rows = [
+        (
+            f"{space.name}{' *' if space.current else ''}",
+            f"{space.dim} {space.dtype}",
+            f"{space.vectors:,}",
+            size(space.size_bytes),
+            space.index or "none: searched exactly",
+        )
+        for space in spaces
+    ]
+    click.echo(table(("space", "numbers", "vectors", "disk", "index"), rows, right=(2, 3)))
+
+
+@command.command(
+    "use",
+    cls=Command,
+    short_help="Make a space the current one.",
+    examples="""\
+    lookalike spaces use vgg16-fc7
+    """,
+)
+@click.argument("name")
+@click.pass_context
+def use_command(ctx: click.Context, name: str) -> None:
+    """Make NAME the space that `index` maintains and `search` asks."""
+    from storage.spaces import use_space
+
+    with opened(ctx, write=True) as catalog:
+        use_space(catalog, name)
+    click.echo(f"space {name} is the current one")
+
+
+@command.command(
+    "drop",
+    cls=Command,
+    short_help="Delete a space and its vectors.",
+    examples="""\
+    lookalike spaces drop resnet50-avgpool
+    """,
+)
+@click.argument("name")
+@click.pass_context
+def drop_command(ctx: click.Context, name: str) -> None:
+    """Delete the space NAME with its vectors and index.  There is no way back but to extract."""
+    from storage.spaces import drop_space
+
+    with opened(ctx, write=True) as catalog, leased(catalog, "drop") as lease:
+        drop_space(catalog, lease, name)
+    click.echo(f"space {name} is dropped")

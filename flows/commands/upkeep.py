@@ -1,0 +1,102 @@
+"""``lookalike check``, ``compact`` and ``forget``."""
+
+from contextlib import nullcontext
+
+import click
+
+from flows.commands.base import Command, absolute, json_option, leased, opened
+from flows.commands.show import safe, size, write_json
+
+NOT_MENDED = 5
+"""Exit code of a check that found trouble which is still there."""
+
+
+@click.command(
+    "check",
+    cls=Command,
+    short_help="Verify catalog, vectors and indexes.",
+    examples="""\
+    lookalike check
+    lookalike check --repair
+    """,
+)
+@click.option("--repair", is_flag=True, help="Mend what can be mended from what is there.")
+@json_option
+@click.pass_context
+def check_command(ctx: click.Context, repair: bool, as_json: bool) -> None:
+    """Verify that catalog, vectors and indexes are whole and agree.  Reads every part.
+
+    Exit code 5 where something is wrong and was not mended.
+    """
+    from dataclasses import asdict
+
+    from storage.check import check
+
+    with (
+        opened(ctx, write=repair) as catalog,
+        leased(catalog, "repair") if repair else nullcontext() as lease,
+    ):
+        findings = check(catalog, repair=repair, lease=lease)
+    if as_json:
+        write_json([asdict(finding) for finding in findings])
+    elif not findings:
+        click.echo("clean")
+    else:
+        for finding in findings:
+            mended = " (repaired)" if finding.repaired else ""
+            click.echo(f"{finding.severity}: {safe(finding.what)}{mended}")
+    left = [f for f in findings if f.severity == "error" and not f.repaired]
+    ctx.exit(NOT_MENDED if left else 0)
+
+
+@click.command(
+    "compact",
+    cls=Command,
+    short_help="Free the disk that dead vectors take.",
+    examples="""\
+    lookalike compact
+    lookalike compact --space vgg16-fc7 --force
+    """,
+)
+@click.option("--space", metavar="NAME", help="Only this space; without it all of them.")
+@click.option("--force", is_flag=True, help="Rewrite every part that has a dead vector.")
+@click.pass_context
+def compact_command(ctx: click.Context, space: str | None, force: bool) -> None:
+    """Merge small parts and rewrite those with dead vectors; row numbers stay.
+
+    Replaced files stay for a day, for readers that have them open, and go with a later compact.
+    """
+    from storage.compact import compact, delete_old_files
+    from storage.spaces import get_space, list_spaces
+
+    with opened(ctx, write=True) as catalog, leased(catalog, "compact") as lease:
+        spaces = list_spaces(catalog) if space is None else [get_space(catalog, space)]
+        for each in spaces:
+            result = compact(catalog, lease, each, force=force)
+            click.echo(f"space {each.name}: {result}")
+        freed = delete_old_files(catalog, lease)
+    click.echo(f"{size(freed)} freed")
+
+
+@click.command(
+    "forget",
+    cls=Command,
+    short_help="Remove images from the index for good.",
+    examples="""\
+    lookalike forget ~/Pictures/private.jpg
+    lookalike forget ~/Pictures/private
+    """,
+)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.pass_context
+def forget_command(ctx: click.Context, paths: tuple[str, ...]) -> None:
+    """Remove vector and record of the images at the PATHs for good, from every file of the store.
+
+    The pictures themselves stay where they are; while they lie in a root, the next `lookalike
+    index` finds them again.
+    """
+    from storage.forget import forget
+
+    with opened(ctx, write=True) as catalog, leased(catalog, "forget") as lease:
+        result = forget(catalog, lease, absolute(paths))
+    click.echo(f"forgotten: {result}")

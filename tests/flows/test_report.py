@@ -1,0 +1,195 @@
+import json
+from typing import Any
+
+import pytest
+
+from flows.report import EXIT_ORDER, LIMITS, Report, dump
+
+KEYS = [
+    *("run_id", "space", "scanned", "unchanged", "new", "changed", "moved", "touched"),
+    *("missing", "extracted", "reused", "failed", "duration_s", "images_per_s", "stages", "index"),
+]
+
+
+def scan(**values: Any) -> dict[str, Any]:
+    base = {"root": "/p", "scanned": 0, "unchanged": 0, "reasons": {}, "future": 0}
+    return {**base, "unreadable": [], "unreadable_count": 0, "duration_s": 0.1, **values}
+
+
+def chunk(**values: Any) -> dict[str, Any]:
+    return {"outcomes": {}, "failures": {}, "seconds": {}, **values}
+
+
+@pytest.fixture
+def report() -> Report:
+    made = Report(run_id="r1", space="resnet18-avgpool")
+    made.add_scan(
+        scan(
+            scanned=30,
+            unchanged=10,
+            reasons={
+                "new": 5,
+                "size": 4,
+                "mtime": 3,
+                "ctime": 2,
+                "inode": 1,
+                "missing": 6,
+                "back": 1,
+            },
+        )
+    )
+    made.add_scan(scan(root="/q", scanned=12, unchanged=9, reasons={"new": 2, "excluded": 1}))
+    outcomes = {"extracted": 8, "moved": 2, "touched": 3, "copied": 1, "reused": 1, "failed": 2}
+    seconds = {"load": 1.0, "forward": 4.0, "commit": 0.5}
+    made.add_chunk(chunk(outcomes=outcomes, failures={"truncated": 2}, seconds=seconds))
+    made.add_chunk(chunk(outcomes={"extracted": 2, "busy": 1}, seconds={"forward": 1.0}))
+    made.index = {"factory": "Flat", "n": 10, "row_end": 10}
+    made.finish(5.0)
+    return made
+
+
+def test_counts_follow_scans_and_chunks(report: Report) -> None:
+    values = report.to_json()
+    assert list(values)[: len(KEYS)] == KEYS
+    assert (values["scanned"], values["unchanged"], values["new"]) == (42, 19, 7)
+    assert values["changed"] == 4 + 3 + 2 + 1
+    assert (values["missing"], values["back"], values["excluded"]) == (6, 1, 1)
+    assert (values["extracted"], values["moved"], values["touched"]) == (10, 2, 3)
+    assert (values["copied"], values["reused"], values["failed"], values["busy"]) == (1, 1, 2, 1)
+    assert values["stages"] == {"load": 1.0, "forward": 5.0, "commit": 0.5}
+    assert values["images_per_s"] == 2.0
+    assert [root["root"] for root in values["roots"]] == ["/p", "/q"]
+    assert values["limits"] == LIMITS["forward"]
+
+
+def test_json_goes_there_and_back(report: Report) -> None:
+    report.add_unavailable("/gone", "the root /gone is missing")
+    text = dump(report.to_json())
+    again = Report.from_json({**json.loads(text), "of_a_later_version": 1})
+    assert again == report
+    assert again.to_json() == report.to_json()
+
+
+def test_paths_that_are_not_utf8_survive_json() -> None:
+    text = dump(["/p/\udce9.jpg"])
+    assert text.isascii()
+    assert "\\udce9" in text
+    assert json.loads(text) == ["/p/\udce9.jpg"]
+
+
+def test_the_gravest_trouble_gives_the_exit_code() -> None:
+    report = Report()
+    assert report.exit_code() == 0
+    codes = []
+    report.failed = 1
+    codes.append(report.exit_code())
+    report.add_held("/p", "held by run x")
+    codes.append(report.exit_code())
+    report.add_unavailable("/q", "gone")
+    codes.append(report.exit_code())
+    report.extracted = 1
+    report.finish(1.0, max_failures=0.4)
+    codes.append(report.exit_code())
+    report.trouble(5, "the index could not be written")
+    codes.append(report.exit_code())
+    report.interrupted = True
+    codes.append(report.exit_code())
+    assert tuple(reversed(codes)) == EXIT_ORDER
+    assert report.trouble_lines() == [
+        "the index could not be written",
+        "50% of the images failed, --max-failures allows 40%",
+        "gone",
+        "held by run x",
+    ]
+
+
+@pytest.mark.parametrize(("allowed", "code"), [(None, 3), (0.5, 3), (0.49, 7), (1.0, 3), (0.0, 7)])
+def test_the_share_of_failures_has_a_limit(allowed: float | None, code: int) -> None:
+    report = Report(extracted=2, failed=2)
+    report.finish(1.0, allowed)
+    assert report.exit_code() == code
+
+
+def test_no_images_no_share() -> None:
+    report = Report()
+    report.finish(0.0, 0.0)
+    assert (report.exit_code(), report.images_per_s, report.limits) == (0, 0.0, "")
+
+
+def test_nothing_changed_is_one_line() -> None:
+    report = Report(space="s")
+    report.add_scan(scan(scanned=10_000, unchanged=10_000))
+    report.finish(1.23)
+    assert report.to_text() == "Nothing changed: 10,000 files scanned in 1.2 s."
+
+
+def test_the_text_says_why_and_stays_short(report: Report) -> None:
+    text = report.to_text()
+    assert len(text.splitlines()) <= 10
+    assert text.startswith("Done: 10 images extracted into space resnet18-avgpool in 5.0 s, 2.0 im")
+    for said in (
+        "42 files, 19 unchanged",
+        "7 new",
+        "4 size differs",
+        "3 modification time differs",
+        "6 gone",
+        "2 moved",
+        "1 copied",
+        "3 touched: same bytes",
+        "2 truncated",
+        "forward 5.0",
+        "Flat, 10 vectors",
+        LIMITS["forward"],
+    ):
+        assert said in text
+
+
+def test_an_interrupted_run_says_so(report: Report) -> None:
+    report.interrupted = True
+    assert report.to_text().startswith("Interrupted: 10 images")
+
+
+def test_a_run_with_a_trouble_alone_is_not_called_unchanged() -> None:
+    report = Report()
+    report.add_unavailable("/q", "gone")
+    report.finish(0.5)
+    assert "Nothing changed" not in report.to_text()
+    assert report.to_text().startswith("Done: 0 images extracted into space ?")
+
+
+def test_unreadable_and_future_files_are_warned_of() -> None:
+    report = Report()
+    report.add_scan(scan(unreadable=[("/p/x", "permission")], unreadable_count=1, future=2))
+    assert report.warnings == [
+        "1 folder or file could not be read and kept their state: /p/x: permission",
+        "2 files dated in the future: read again on every run until then",
+    ]
+    assert all(line in report.to_text() for line in report.warnings)
+
+
+@pytest.mark.parametrize("stage", [*LIMITS, "model"])
+def test_one_sentence_says_what_limits(stage: str) -> None:
+    report = Report(stages={"other": 1.0, stage: 2.0})
+    report.finish(3.0)
+    assert report.limits == LIMITS.get(stage, f"Most of the time went into {stage}.")
+
+
+def test_markdown_has_a_table_of_each_group(report: Report) -> None:
+    report.trouble(4, "gone")
+    text = report.to_markdown()
+    assert text.startswith("# Done: 10 images extracted")
+    for row in (
+        "| scanned | 42 |",
+        "| size differs | 4 |",
+        "| truncated | 2 |",
+        "| forward | 5.0 |",
+    ):
+        assert row in text
+    assert "- gone" in text
+    assert "| busy: changed while read, next run reads them | 1 |" in text
+
+
+def test_markdown_of_an_idle_run_has_counts_alone() -> None:
+    report = Report()
+    report.add_scan(scan(scanned=3, unchanged=3))
+    assert report.to_markdown().count("|---|") == 1
