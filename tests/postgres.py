@@ -158,6 +158,4 @@ def _account() -> pwd.struct_passwd | None:
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
-    raise NoServer(
-        f"{getpass.getuser()} may not run it, and there is no account postgres or nobody"
-    )
+    raise NoServer("root may not run it, and there is no account postgres or nobody")
