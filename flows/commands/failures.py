@@ -1,11 +1,16 @@
 """``lookalike failures`` and ``lookalike retry``."""
 
-from typing import Any
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flows.commands.base import Command, absolute, json_option, opened
 from flows.commands.show import safe, table, when, write_json
+
+if TYPE_CHECKING:
+    from storage.failures import FailureInfo
 
 
 @click.command(
@@ -42,17 +47,27 @@ def command(ctx: click.Context, limit: int, space: str | None, as_json: bool) ->
         click.echo(_text(found, counts))
 
 
-def _values(failure: Any) -> dict[str, Any]:
-    return {}
+def _values(failure: "FailureInfo") -> dict[str, Any]:
+    return {
+        "path": os.fsdecode(failure.path),
+        "copies": failure.copies,
+        "stage": failure.stage,
+        "class": failure.failure_class,
+        "message": failure.message,
+        "transient": failure.transient,
+        "attempts": failure.attempts,
+        "first_at": failure.first_at,
+        "last_at": failure.last_at,
+    }
 
 
-def _text(found: list[dict[str, Any]], counts: Any) -> str:
+def _text(found: list[dict[str, Any]], counts: Mapping[str, int]) -> str:
     rows = [
         (
             f"{failure['stage']}/{failure['class']}" + (" again" if failure["transient"] else ""),
             failure["attempts"],
             when(failure["last_at"]),
-            safe(failure["path"] or "(no file holds it now)"),
+            safe(failure["path"]),
             safe(failure["message"]),
         )
         for failure in found

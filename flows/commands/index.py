@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from flows.settings import LoadedSettings
     from flows.spaces import SpaceChoice
 
-PREFECT = {True: "always", False: "never"}
+PREFECT = {None: None, True: "always", False: "never"}
 RECIPE = ("model", "layer", "weights", "dtype")
 """Settings that say how vectors are made."""
 
@@ -51,7 +51,7 @@ RECIPE = ("model", "layer", "weights", "dtype")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
 @click.pass_context
-def command(ctx: click.Context, **typed: Any) -> None:
+def command(ctx: click.Context, /, **typed: Any) -> None:
     """Bring the index up to date with the ROOTs, or with all known ones.
 
     A ROOT is a directory, or a manifest: a TSV or CSV file of (id, path) or (label, path), or a
@@ -83,7 +83,7 @@ def _options(
 
     roots, excludes, index_spec = (typed.pop(n) for n in ("roots", "excludes", "index_spec"))
     space = typed.pop("space")
-    loaded = settings_of(ctx, **typed, prefect=PREFECT.get(prefect))
+    loaded = settings_of(ctx, **typed, prefect=PREFECT[prefect])
     settings = loaded.settings
     options = IndexOptions(
         home=settings.home,

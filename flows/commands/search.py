@@ -34,26 +34,22 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def command(
-    ctx: click.Context, images: tuple[str, ...], sheet: str | None, as_json: bool, **typed: Any
+    ctx: click.Context, /, images: tuple[str, ...], sheet: str | None, as_json: bool, **typed: Any
 ) -> None:
     """Find the images that look most like each IMAGE.
 
     Scores are cosines: 1 is the same image.  An IMAGE that is indexed is looked up, any other one
     is run through the space's network first.
     """
-    from search.engine import Question, Searcher
+    from search.engine import Searcher
 
     settings = settings_of(ctx, device=typed.pop("device")).settings
     under = typed.pop("under")
-    question = Question(
-        k=typed["k"],
-        under=None if under is None else absolute([under])[0],
-        min_score=typed["min_score"],
-        no_self=typed["no_self"],
-    )
-    home = settings.home_()
-    with Searcher(home, typed["space"], device=settings.device) as searcher:
-        answers = searcher.search_paths(absolute(images), question)
+    under = None if under is None else absolute([under])[0]
+    with Searcher(settings.home_(), typed.pop("space"), device=settings.device) as searcher:
+        answers = searcher.search_paths(absolute(images), under=under, **typed)
+        for line in searcher.warnings:
+            click.echo(f"lookalike: {safe(line)}", err=True)
     if as_json:
         write_json([answer.to_json() for answer in answers])
     else:

@@ -1,5 +1,7 @@
 """``lookalike up`` and ``lookalike down``."""
 
+from functools import partial
+
 import click
 
 from flows.commands.base import Command, settings_of
@@ -22,7 +24,7 @@ def up_command(ctx: click.Context) -> None:
     """
     from flows.server import up
 
-    click.echo(up(settings_of(ctx).settings))
+    click.echo(up(settings_of(ctx).settings, partial(click.echo, err=True)))
 
 
 @click.command(
@@ -38,4 +40,4 @@ def down_command(ctx: click.Context) -> None:
     """Stop the local server that `lookalike up` started."""
     from flows.server import down
 
-    click.echo(down(settings_of(ctx).settings))
+    click.echo(down(settings_of(ctx).settings, partial(click.echo, err=True)))

@@ -21,10 +21,11 @@ NOT_MENDED = 5
     """,
 )
 @click.option("--repair", is_flag=True, help="Mend what can be mended from what is there.")
+@click.option("--quick", is_flag=True, help="Sizes and headers only; no checksums.")
 @json_option
 @click.pass_context
-def check_command(ctx: click.Context, repair: bool, as_json: bool) -> None:
-    """Verify that catalog, vectors and indexes are whole and agree.  Reads every part.
+def check_command(ctx: click.Context, repair: bool, quick: bool, as_json: bool) -> None:
+    """Verify that catalog, vectors and indexes are whole and agree; every byte, unless --quick.
 
     Exit code 5 where something is wrong and was not mended.
     """
@@ -36,7 +37,7 @@ def check_command(ctx: click.Context, repair: bool, as_json: bool) -> None:
         opened(ctx, write=repair) as catalog,
         leased(catalog, "repair") if repair else nullcontext() as lease,
     ):
-        findings = check(catalog, repair=repair, lease=lease)
+        findings = check(catalog, repair=repair, deep=not quick, lease=lease)
     if as_json:
         write_json([asdict(finding) for finding in findings])
     elif not findings:
@@ -67,15 +68,22 @@ def compact_command(ctx: click.Context, space: str | None, force: bool) -> None:
     Replaced files stay for a day, for readers that have them open, and go with a later compact.
     """
     from storage.compact import compact, delete_old_files
+    from storage.publish import publish, publish_due
     from storage.spaces import get_space, list_spaces
 
     with opened(ctx, write=True) as catalog, leased(catalog, "compact") as lease:
         spaces = list_spaces(catalog) if space is None else [get_space(catalog, space)]
         for each in spaces:
             result = compact(catalog, lease, each, force=force)
-            click.echo(f"space {each.name}: {result}")
-        freed = delete_old_files(catalog, lease)
-    click.echo(f"{size(freed)} freed")
+            click.echo(
+                f"space {each.name}: {result.rows_dropped:,} dead vectors dropped, "
+                f"{result.parts_before} parts are now {result.parts_after}, "
+                f"{size(result.bytes_before)} are now {size(result.bytes_after)}"
+            )
+            if publish_due(catalog, each) is not None:
+                publish(catalog, lease, each)
+        deleted = delete_old_files(catalog, lease)
+    click.echo(f"{deleted:,} old files deleted; what was replaced now goes after a day")
 
 
 @click.command(
@@ -99,4 +107,6 @@ def forget_command(ctx: click.Context, paths: tuple[str, ...]) -> None:
 
     with opened(ctx, write=True) as catalog, leased(catalog, "forget") as lease:
         result = forget(catalog, lease, absolute(paths))
-    click.echo(f"forgotten: {result}")
+    click.echo(
+        f"forgotten: {result.images:,} images, {result.files:,} files, {result.vectors:,} vectors"
+    )

@@ -1,0 +1,227 @@
+"""What looks like this?  The index is asked, the catalog says where the images lie."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from search.answers import Answer, Hit
+from search.errors import QueryError
+from search.query import Vectors
+from search.records import Holder, Known, holders, known_image
+from storage.catalog import Catalog
+from storage.home import Home
+from storage.lookup import Lookup, Neighbour
+from storage.reading import Rows, again_if_missing, open_store, snapshot
+from storage.roots import find_root
+from storage.spaces import get_space
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Query:
+    """A query image: known to the space, or its pixels."""
+
+    path: bytes
+    known: Known | None
+    pixels: npt.NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is asked of the index; ``exclude`` is an image id or None for each query."""
+
+    xq: FloatArray
+    k: int
+    under: bytes | None
+    min_score: float | None
+    exclude: Sequence[int | None] | None = None
+
+
+class Searcher:
+    """Answers questions about one space; reads only.
+
+    Parameters
+    ----------
+    home
+        Where the store is.
+    space
+        Name of the space; None is the current one.
+    device
+        Where a picture that is not indexed is run.
+
+    Raises
+    ------
+    CatalogError
+        Nothing is indexed there, or the catalog can't be opened.
+    SpaceError
+        There is no such space.
+
+    Attributes
+    ----------
+    warnings
+        What a person should know about the searches so far, e.g. that the index is broken.
+    """
+
+    def __init__(self, home: Home, space: str | None = None, *, device: str = "auto") -> None:
+        self.catalog = Catalog.open(home, write=False)
+        try:
+            self.space = get_space(self.catalog, space)
+        except BaseException:
+            self.catalog.close()
+            raise
+        self.warnings: list[str] = []
+        self._lookup = Lookup(self.catalog, self.space)
+        self._vectors = Vectors(self.space, device)
+
+    def search_paths(
+        self,
+        paths: Sequence[bytes],
+        k: int = 10,
+        *,
+        under: bytes | None = None,
+        min_score: float | None = None,
+        no_self: bool = False,
+    ) -> list[Answer]:
+        """Return what looks most like each picture.
+
+        The bytes are hashed; a picture whose content has a vector already is looked up, whatever
+        its name, and any other one is run through the space's network.
+
+        Parameters
+        ----------
+        paths
+            Absolute paths of the query images.
+        k
+            Hits for each, at most.
+        under
+            Only images with a live file at or below this absolute path.
+        min_score
+            Only hits with at least this cosine.
+        no_self
+            Leave the query's own image out.
+
+        Raises
+        ------
+        QueryError
+            A query image can't be read or decoded.
+        RootError
+            ``under`` is in no root.
+        """
+        queries = self._load(paths)
+        own = tuple(query.known.image_id if query.known else None for query in queries)
+        xq = again_if_missing(lambda: self._stack(queries))
+        hits = self._search(_Question(xq, k, under, min_score, own if no_self else None))
+        return [
+            Answer(path, self.space.name, tuple(each))
+            for path, each in zip(paths, hits, strict=True)
+        ]
+
+    def search_vectors(
+        self,
+        xq: FloatArray,
+        k: int = 10,
+        *,
+        under: bytes | None = None,
+        min_score: float | None = None,
+    ) -> list[list[Hit]]:
+        """Return the hits of query vectors, shape ``(n, d)``, float32, unit length."""
+        return self._search(_Question(xq, k, under, min_score))
+
+    def close(self) -> None:
+        """Close the catalog."""
+        self.catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _load(self, paths: Sequence[bytes]) -> list[_Query]:
+        """Read and hash the queries, and decode those that the space does not know."""
+        from extractor.loader import Source, load
+        from extractor.preprocess import Preprocess
+
+        known: dict[bytes, Known | None] = {}
+
+        def wants(digest: bytes) -> bool:
+            with self.catalog.read() as conn:
+                known[digest] = known_image(conn, self.space.id, digest)
+            return known[digest] is None
+
+        queries = []
+        sources = [Source(key=i, path=path) for i, path in enumerate(paths)]
+        preprocess = Preprocess.from_json(self.space.spec["preprocess"])
+        for loaded in load(sources, wants=wants, preprocess=preprocess):
+            path = paths[loaded.key]
+            if loaded.failure is not None or loaded.digest is None:
+                why = loaded.failure.message if loaded.failure else "it can't be read"
+                raise QueryError(f"{os.fsdecode(path)}: {why}")
+            queries.append(_Query(path, known[loaded.digest], loaded.pixels))
+        return queries
+
+    def _stack(self, queries: Sequence[_Query]) -> FloatArray:
+        """Return the queries' vectors, shape ``(n, d)``, float32."""
+        xq = np.empty((len(queries), self.space.dim), np.float32)
+        rows = [(i, query.known.row) for i, query in enumerate(queries) if query.known]
+        if rows:
+            at, wanted = zip(*rows, strict=True)
+            parts = snapshot(self.catalog, self.space).parts
+            x = Rows(open_store(self.catalog, self.space), parts).gather(wanted)
+            xq[list(at)] = x / np.linalg.norm(x, axis=1, keepdims=True)  # float16 is a bit off
+        fresh = [(i, query) for i, query in enumerate(queries) if query.pixels is not None]
+        if fresh:
+            pixels = [query.pixels for _, query in fresh if query.pixels is not None]
+            names = [os.fsdecode(query.path) for _, query in fresh]
+            xq[[i for i, _ in fresh]] = self._vectors.of(pixels, names)
+        return xq
+
+    def _search(self, question: _Question) -> list[list[Hit]]:
+        root = None if question.under is None else find_root(self.catalog, question.under)
+        found = self._lookup.nearest(
+            question.xq,
+            question.k,
+            under=None if root is None else (root.id, root.under),
+            min_score=question.min_score,
+            exclude_image=question.exclude,
+        )
+        self.warnings += [line for line in found.warnings if line not in self.warnings]
+        folder = None if root is None else root.target
+        with self.catalog.read() as conn:
+            files = holders(conn, (one.image_id for each in found.neighbours for one in each))
+        # An image that lost its last file since it was found is no hit any more.
+        return [
+            [_hit(one, files[one.image_id], folder) for one in each if one.image_id in files]
+            for each in found.neighbours
+        ]
+
+
+def _hit(neighbour: Neighbour, files: Sequence[Holder], folder: bytes | None) -> Hit:
+    first = next(_inside(files, folder), files[0])
+    return Hit(
+        score=neighbour.score,
+        path=first.path,
+        paths=tuple(holder.path for holder in files),
+        image_id=neighbour.image_id,
+        row=neighbour.row,
+        id=first.id,
+        label=first.label,
+    )
+
+
+def _inside(files: Sequence[Holder], folder: bytes | None) -> Iterator[Holder]:
+    """Yield the files at or below a folder: the hit is shown where it was looked for."""
+    if folder is not None:
+        below = folder.rstrip(b"/") + b"/"
+        yield from (f for f in files if f.path == folder or f.path.startswith(below))

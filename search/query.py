@@ -1,0 +1,112 @@
+"""From a picture that was never indexed to a vector of a space."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from search.errors import QueryError
+from storage.errors import SpaceError
+from storage.spaces import SpaceInfo, fingerprint
+
+if TYPE_CHECKING:
+    from extractor.engine import Engine
+
+FloatArray = npt.NDArray[np.float32]
+
+ROUND = 64
+"""Pictures handed to the engine at once; it makes batches of its own out of them."""
+
+
+class Vectors:
+    """Makes vectors as a space's own were made.  Loads torch on the first picture.
+
+    Parameters
+    ----------
+    space
+        The space that the vectors are compared in.
+    device
+        As ``extractor.engine.Engine`` takes it.
+    """
+
+    def __init__(self, space: SpaceInfo, device: str = "auto") -> None:
+        self.space = space
+        self.device = device
+        self._engine: Engine | None = None
+
+    def of(self, pixels: Sequence[npt.NDArray[np.uint8]], names: Sequence[str]) -> FloatArray:
+        """Return one vector for each picture.
+
+        Parameters
+        ----------
+        pixels
+            Each of shape ``(3, H, W)``, uint8, as the space's preprocessing gives it.
+        names
+            What to call each picture in a message.
+
+        Returns
+        -------
+        array
+            Shape ``(n, d)``, float32, unit length.
+
+        Raises
+        ------
+        SpaceError
+            The space's model is no longer what it was.
+        QueryError
+            The network gives no finite vector for a picture.
+        """
+        engine = self._open()
+        rounds = [
+            engine.forward(np.stack(pixels[start : start + ROUND]))
+            for start in range(0, len(pixels), ROUND)
+        ]
+        vectors: FloatArray = np.concatenate(rounds)
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            raise QueryError(f"{names[bad[0]]}: the network gives no finite vector for this image")
+        return vectors
+
+    def _open(self) -> "Engine":
+        if self._engine is None:
+            self._engine = open_engine(self.space, self.device)
+        return self._engine
+
+
+def open_engine(space: SpaceInfo, device: str = "auto", batch_size: int | None = None) -> "Engine":
+    """Open the model that made a space, ready for forward passes.  Imports torch.
+
+    Raises
+    ------
+    SpaceError
+        The space's model is no longer what it was.
+    """
+    from extractor.engine import Engine
+    from extractor.models import ModelRequest, open_model
+
+    model = open_model(ModelRequest(**space.request))
+    check_same(space, model.spec.to_json())
+    return Engine(model, device=device, batch_size=batch_size)
+
+
+def check_same(space: SpaceInfo, spec: Mapping[str, Any]) -> None:
+    """Refuse a model whose vectors can't be compared with the space's.
+
+    Raises
+    ------
+    SpaceError
+        Names both fingerprints and what differs.
+    """
+    now = {**spec, "dtype": space.dtype}
+    found = fingerprint(now)
+    if found == space.fingerprint:
+        return
+    differing = sorted(
+        key for key in now.keys() | space.spec.keys() if now.get(key) != space.spec.get(key)
+    )
+    raise SpaceError(
+        f"the space {space.name!r} has the fingerprint {space.fingerprint[:16]}, its model now "
+        f"gives {found[:16]} ({', '.join(differing)} differ); bring back the weights that it was "
+        "made with, or make a new space with `lookalike index --model`"
+    )

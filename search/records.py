@@ -1,0 +1,55 @@
+"""What the catalog says about images: the row of a digest, the live files of an image."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select
+
+from storage.batches import batched
+from storage.tables import File, Image, Root, Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An image that has a vector in a space."""
+
+    image_id: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A live file that holds an image; ``path`` is absolute, id and label are a manifest's."""
+
+    path: bytes
+    id: str | None
+    label: str | None
+
+
+def known_image(conn: Connection, space_id: int, digest: bytes) -> Known | None:
+    """Return the image with this SHA-256 digest if it has a vector in the space."""
+    found = conn.execute(
+        select(Image.id, Vector.row)
+        .join(Vector, Vector.image_id == Image.id)
+        .where(Image.digest == digest, Vector.space_id == space_id)
+    ).first()
+    return None if found is None else Known(found.id, found.row)
+
+
+def holders(conn: Connection, image_ids: Iterable[int]) -> dict[int, list[Holder]]:
+    """Return image id -> its live files in the order of their paths."""
+    query = (
+        select(File.image_id, Root.path, Root.kind, File.path.label("key"), File.source, File.label)
+        .join(Root, Root.id == File.root_id)
+        .where(File.state == "live")
+    )
+    found: dict[int, list[Holder]] = {}
+    for some in batched(set(image_ids)):
+        for row in conn.execute(query.where(File.image_id.in_(some))):
+            path = row.source or os.path.join(row.path, row.key)
+            key = os.fsdecode(row.key) if row.kind == "manifest" else None
+            found.setdefault(row.image_id, []).append(Holder(path, key, row.label))
+    for files in found.values():
+        files.sort(key=lambda holder: holder.path)
+    return found
