@@ -1,0 +1,171 @@
+"""Threads that read, hash and decode ahead of the device.
+
+A file is opened once and read whole; digest and pixels come from the very same bytes.  Results come
+in the order of the sources, at most ``ahead`` of them wait, and what is in flight is bounded in
+bytes too.  A bad file or picture is a ``Failure`` in its own result and never disturbs another's.
+"""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extractor import decode
+from extractor.preprocess import Preprocess, pixels
+from extractor.reading import Failure, Unread, opened
+from extractor.threads import Room, Stopped, in_order
+
+__all__ = ["Failure", "Loaded", "Seconds", "Source", "load"]
+
+_MOST_BYTES: Final = 512 * 2**20  # bytes of files in memory at once
+_MOST_PIXEL_BYTES: Final = 2**30  # bytes of pictures being decoded at once
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file to load: the caller's key for it, and the absolute path to open."""
+
+    key: int
+    path: bytes
+
+
+class Seconds(NamedTuple):
+    """How long each step took in its thread, waiting for memory not counted."""
+
+    read: float = 0.0
+    hash: float = 0.0
+    decode: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What became of one source.
+
+    Parameters
+    ----------
+    key
+        The source's.
+    digest
+        SHA-256 of the file's bytes; ``None`` when they couldn't be read.
+    sig
+        ``(size_bytes, mtime_ns, ctime_ns, inode)`` of the open file, the same before and after the
+        read; before it when the file changed meanwhile, ``None`` when it couldn't be opened.
+    read_at_ns
+        This machine's clock just before the file was opened.
+    pixels
+        Shape ``(3, H, W)``, uint8; ``None`` when they weren't wanted, or on failure.
+    failure
+        Why there is no digest or, with one, why there are no pixels.
+    seconds
+        Where the time went.
+    """
+
+    key: int
+    digest: bytes | None
+    sig: tuple[int, int, int, int] | None
+    read_at_ns: int
+    pixels: NDArray[np.uint8] | None
+    failure: Failure | None
+    seconds: Seconds = field(default=Seconds(), compare=False)
+
+
+class _Decoded(NamedTuple):
+    pixels: NDArray[np.uint8] | None
+    failure: Failure | None
+    decode_s: float
+
+
+_NOT_WANTED: Final = _Decoded(None, None, 0.0)
+
+
+class _Loader:
+    """What the threads of one ``load`` share, and what each does with a source."""
+
+    def __init__(self, wants: Callable[[bytes], bool], preprocess: Preprocess) -> None:
+        self._wants = wants
+        self._preprocess = preprocess
+        self._files = Room(_MOST_BYTES)
+        self._pictures = Room(_MOST_PIXEL_BYTES)
+
+    def load(self, source: Source, stopped: Callable[[], bool]) -> Loaded:
+        read_at_ns = time.time_ns()
+        started = time.perf_counter()
+        try:
+            with opened(source.path, decode.DEFAULT.size_bytes) as file:
+                open_s = time.perf_counter() - started
+                with self._files.hold(file.sig[0], stopped):
+                    started = time.perf_counter()
+                    data = file.read()
+                    read_at = time.perf_counter()
+                    digest = hashlib.sha256(data).digest()
+                    hashed_at = time.perf_counter()
+                    got = self._decoded(data, stopped) if self._wants(digest) else _NOT_WANTED
+        except Unread as error:
+            return Loaded(source.key, None, error.sig, read_at_ns, None, error.failure)
+        seconds = Seconds(open_s + read_at - started, hashed_at - read_at, got.decode_s)
+        return Loaded(source.key, digest, file.sig, read_at_ns, got.pixels, got.failure, seconds)
+
+    def _decoded(self, data: bytes, stopped: Callable[[], bool]) -> "_Decoded":
+        """Return the pixels or why there are none; the time excludes waiting for memory."""
+        started = time.perf_counter()
+        waited = 0.0
+        array: NDArray[np.uint8] | None = None
+        failure: Failure | None = None
+        try:
+            image = decode.open_header(data, target=self._preprocess.target)
+            asked = time.perf_counter()
+            with self._pictures.hold(decode.memory_bytes(image), stopped):
+                waited = time.perf_counter() - asked
+                array = pixels(decode.render(image), self._preprocess)
+        except Stopped:
+            raise
+        except decode.DecodeError as error:
+            failure = Failure("decode", error.failure_class, error.message, error.transient)
+        except MemoryError:
+            failure = Failure("decode", "memory", "not enough memory to resize", transient=True)
+        except Exception as error:  # noqa: BLE001 - a bad picture must not end the run
+            failure = Failure("decode", "error", repr(error)[:300], transient=False)
+        return _Decoded(array, failure, time.perf_counter() - started - waited)
+
+
+def load(
+    sources: Iterable[Source],
+    *,
+    wants: Callable[[bytes], bool],
+    preprocess: Preprocess,
+    workers: int = 2,
+    ahead: int = 64,
+    stop: threading.Event | None = None,
+) -> Iterator[Loaded]:
+    """Read, hash and, where wanted, decode and resize files on threads.
+
+    Parameters
+    ----------
+    sources
+        The files; iterated in the caller's thread, never further than ``ahead``.
+    wants
+        Told a SHA-256 digest, says whether pixels are wanted.  Called from the threads, several at
+        once.  What it raises ends the loading and is raised here.
+    preprocess
+        How a picture becomes pixels.
+    workers
+        Number of threads, at least 1.
+    ahead
+        How many results may wait to be taken, at least one a thread.
+    stop
+        Ends the loading when it is set: nothing more is yielded.
+
+    Yields
+    ------
+    Loaded
+        One for each source, in their order.  When the iterator is closed or ends, no thread is
+        left; each finishes the file that it is at.
+    """
+    loader = _Loader(wants, preprocess)
+    stop = stop or threading.Event()
+    yield from in_order(loader.load, sources, workers=max(1, workers), ahead=ahead, stop=stop)
