@@ -1,0 +1,57 @@
+"""Which kind of index a space gets; needs no FAISS."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from storage.errors import SpaceError
+
+FLAT_BELOW = 50_000
+HNSW_BELOW = 300_000
+HNSW_MOST_VALUES = 300_000 * 1024
+"""Build time of a graph grows with n times d; above this IVF is built in a fraction of it."""
+IVF_SQ_BELOW = 2_000_000
+NPROBE = 128
+EF_SEARCH = 128
+K_FACTOR = 4
+
+
+@dataclass(frozen=True)
+class IndexSpec:
+    """A kind of index: its ``index_factory`` string and the parameters of its search.
+
+    Parameters are ``nprobe`` (IVF), ``efSearch`` (HNSW) and ``k_factor`` (Refine); what an index
+    has no use for, it ignores.
+    """
+
+    factory: str
+    parameters: Mapping[str, int] = field(default_factory=dict)
+
+
+def choose(n: int, d: int) -> IndexSpec:
+    """Return the kind for n vectors of dimension d: a small file, as search rescores."""
+    if n < FLAT_BELOW:
+        return IndexSpec("SQ8")
+    if n < HNSW_BELOW and n * d < HNSW_MOST_VALUES:
+        return IndexSpec("HNSW32,SQ8", {"efSearch": EF_SEARCH})
+    # 4 sqrt(n) lists, as the power of two that is nearest.
+    nlist = 1 << round(math.log2(4 * math.sqrt(n)))
+    if n < IVF_SQ_BELOW:
+        return IndexSpec(f"IVF{nlist},SQ8", {"nprobe": NPROBE})
+    return IndexSpec(f"IVF{nlist}_HNSW32,RaBitQ", {"nprobe": NPROBE})
+
+
+def spec_of(factory: str) -> IndexSpec:
+    """Return the kind that a user's ``index_factory`` string asks for.
+
+    Raises
+    ------
+    SpaceError
+        The string has an ``IDMap``.
+    """
+    if "idmap" in factory.lower():
+        raise SpaceError(
+            f"the index spec {factory!r} has an IDMap; leave it out, rows have a map of their own"
+        )
+    parameters = {"nprobe": NPROBE, "efSearch": EF_SEARCH, "k_factor": K_FACTOR}
+    return IndexSpec(factory, parameters)
