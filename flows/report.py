@@ -24,14 +24,20 @@ WHY = {
 }
 """What each reason of a scan means, in a few words."""
 
-LIMITS = {
-    "load": "Reading and decoding limit this run: more --workers, or faster disks, would help.",
-    "forward": "The forward pass limits this run: another --device would help, more threads not.",
-    "commit": "Writing parts and catalog limits this run: a faster disk under the home would help.",
+STAGES = {
     "scan": "Walking the roots limits this run: most of its time went into looking for changes.",
+    "plan": "Counting what is pending limits this run.",
+    "model": "Loading the network limits this run: there was little else to do.",
+    "wait": "Reading and decoding limit this run: more --workers or faster disks would help.",
+    "forward": "The forward pass limits this run: another --device would help, more threads not.",
+    "write": "Writing vectors limits this run: a faster disk under the home would help.",
+    "commit": "Committing to the catalog limits this run: a faster disk under it would help.",
     "publish": "Building the index limits this run.",
 }
-"""Plain sentence for the stage that took the most time."""
+"""Stages that follow each other, and what to say when one takes the most time."""
+
+THREADS = ("read", "hash", "decode")
+"""Stages of the loader's threads, beside those of ``STAGES``: their seconds overlap."""
 
 
 @dataclass
@@ -53,7 +59,7 @@ class Report:
     duration_s: float = 0.0
     images_per_s: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage, as each stage measured them."""
+    """Seconds by stage: those of ``STAGES`` follow each other, those of ``THREADS`` overlap."""
     index: dict[str, Any] | None = None
     """Published index: ``name factory n row_end``; None where none was published yet."""
     reasons: dict[str, int] = field(default_factory=dict)
@@ -62,6 +68,8 @@ class Report:
     back: int = 0
     excluded: int = 0
     busy: int = 0
+    pending: int = 0
+    """Files whose image still waits for a vector: interrupted, or made by another chunk."""
     failures: dict[str, int] = field(default_factory=dict)
     """Failed images of this run by class."""
     roots: list[dict[str, Any]] = field(default_factory=list)
@@ -142,11 +150,9 @@ class Report:
         return next((code for code in EXIT_ORDER if code in codes), 0)
 
     def limiting(self) -> str:
-        """Return one plain sentence that names the stage which took the most time."""
-        if not self.stages or not any(self.stages.values()):
-            return ""
-        stage = max(self.stages, key=self.stages.__getitem__)
-        return LIMITS.get(stage, f"Most of the time went into {stage}.")
+        """Return one plain sentence about the stage that took the most time."""
+        known = [stage for stage in STAGES if self.stages.get(stage)]
+        return STAGES[max(known, key=self.stages.__getitem__)] if known else ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values, ``exit_code`` among them."""
@@ -170,7 +176,7 @@ class Report:
             files = _count(self.scanned, "file")
             return f"Nothing changed: {files} scanned in {self.duration_s:.1f} s."
         lines = [self._headline(), self._scan_line(), *self._why_lines(), *self._outcome_lines()]
-        lines += [self._stage_line(), self._index_line(), self.limits or self.limiting()]
+        lines += [*self._stage_lines(), self._index_line(), self.limits or self.limiting()]
         return "\n".join(line for line in (*lines, *self.warnings) if line)
 
     def to_markdown(self) -> str:
@@ -215,6 +221,7 @@ class Report:
             ("copied", self.copied),
             ("touched: same bytes", self.touched),
             ("busy: changed while read, next run reads them", self.busy),
+            ("pending still", self.pending),
             ("failed", self.failed),
         ]
 
@@ -226,9 +233,13 @@ class Report:
             lines.append(f"  failures   {classes}  (lookalike failures lists them)")
         return lines
 
-    def _stage_line(self) -> str:
-        said = [f"{stage} {seconds:.1f}" for stage, seconds in self.stages.items()]
-        return f"  seconds    {', '.join(said)}" if said else ""
+    def _stage_lines(self) -> list[str]:
+        lines = []
+        for word, stages in (("seconds", tuple(STAGES)), ("in threads", THREADS)):
+            said = [f"{name} {self.stages[name]:.1f}" for name in stages if name in self.stages]
+            if said:
+                lines.append(f"  {word:<11}{', '.join(said)}")
+        return lines
 
     def _index_line(self) -> str:
         if not self.index:

@@ -3,12 +3,15 @@ from typing import Any
 
 import pytest
 
-from flows.report import EXIT_ORDER, LIMITS, Report, dump
+from flows.report import EXIT_ORDER, STAGES, Report, dump
 
 KEYS = [
     *("run_id", "space", "scanned", "unchanged", "new", "changed", "moved", "touched"),
     *("missing", "extracted", "reused", "failed", "duration_s", "images_per_s", "stages", "index"),
 ]
+
+
+SECONDS = {"wait": 1.0, "forward": 4.0, "commit": 0.5, "decode": 9.0, "total": 5.5}
 
 
 def scan(**values: Any) -> dict[str, Any]:
@@ -40,8 +43,7 @@ def report() -> Report:
     )
     made.add_scan(scan(root="/q", scanned=12, unchanged=9, reasons={"new": 2, "excluded": 1}))
     outcomes = {"extracted": 8, "moved": 2, "touched": 3, "copied": 1, "reused": 1, "failed": 2}
-    seconds = {"load": 1.0, "forward": 4.0, "commit": 0.5}
-    made.add_chunk(chunk(outcomes=outcomes, failures={"truncated": 2}, seconds=seconds))
+    made.add_chunk(chunk(outcomes=outcomes, failures={"truncated": 2}, seconds=SECONDS))
     made.add_chunk(chunk(outcomes={"extracted": 2, "busy": 1}, seconds={"forward": 1.0}))
     made.index = {"factory": "Flat", "n": 10, "row_end": 10}
     made.finish(5.0)
@@ -56,10 +58,10 @@ def test_counts_follow_scans_and_chunks(report: Report) -> None:
     assert (values["missing"], values["back"], values["excluded"]) == (6, 1, 1)
     assert (values["extracted"], values["moved"], values["touched"]) == (10, 2, 3)
     assert (values["copied"], values["reused"], values["failed"], values["busy"]) == (1, 1, 2, 1)
-    assert values["stages"] == {"load": 1.0, "forward": 5.0, "commit": 0.5}
+    assert values["stages"] == {**SECONDS, "forward": 5.0}
     assert values["images_per_s"] == 2.0
     assert [root["root"] for root in values["roots"]] == ["/p", "/q"]
-    assert values["limits"] == LIMITS["forward"]
+    assert values["limits"] == STAGES["forward"]
 
 
 def test_json_goes_there_and_back(report: Report) -> None:
@@ -125,7 +127,7 @@ def test_nothing_changed_is_one_line() -> None:
 
 def test_the_text_says_why_and_stays_short(report: Report) -> None:
     text = report.to_text()
-    assert len(text.splitlines()) <= 10
+    assert len(text.splitlines()) <= 11
     assert text.startswith("Done: 10 images extracted into space resnet18-avgpool in 5.0 s, 2.0 im")
     for said in (
         "42 files, 19 unchanged",
@@ -137,9 +139,10 @@ def test_the_text_says_why_and_stays_short(report: Report) -> None:
         "1 copied",
         "3 touched: same bytes",
         "2 truncated",
-        "forward 5.0",
+        "seconds    wait 1.0, forward 5.0, commit 0.5",
+        "in threads decode 9.0",
         "Flat, 10 vectors",
-        LIMITS["forward"],
+        STAGES["forward"],
     ):
         assert said in text
 
@@ -167,11 +170,12 @@ def test_unreadable_and_future_files_are_warned_of() -> None:
     assert all(line in report.to_text() for line in report.warnings)
 
 
-@pytest.mark.parametrize("stage", [*LIMITS, "model"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_one_sentence_says_what_limits(stage: str) -> None:
-    report = Report(stages={"other": 1.0, stage: 2.0})
+    other = "plan" if stage == "scan" else "scan"
+    report = Report(stages={other: 1.0, stage: 2.0, "decode": 50.0, "total": 9.0})
     report.finish(3.0)
-    assert report.limits == LIMITS.get(stage, f"Most of the time went into {stage}.")
+    assert report.limits == STAGES[stage]
 
 
 def test_markdown_has_a_table_of_each_group(report: Report) -> None:
