@@ -12,6 +12,7 @@ from storage.spaces import SpaceInfo, fingerprint
 
 if TYPE_CHECKING:
     from extractor.engine import Engine
+    from extractor.models import Model
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -74,8 +75,13 @@ class Vectors:
         return self._engine
 
 
-def open_engine(space: SpaceInfo, device: str = "auto", batch_size: int | None = None) -> "Engine":
-    """Open the model that made a space, ready for forward passes.  Imports torch.
+def open_engine(
+    space: SpaceInfo,
+    device: str = "auto",
+    batch_size: int | None = None,
+    model: "Model | None" = None,
+) -> "Engine":
+    """Open the model that made a space (or take ``model``) for forward passes.  Imports torch.
 
     Raises
     ------
@@ -85,7 +91,7 @@ def open_engine(space: SpaceInfo, device: str = "auto", batch_size: int | None =
     from extractor.engine import Engine
     from extractor.models import ModelRequest, open_model
 
-    model = open_model(ModelRequest(**space.request))
+    model = model or open_model(ModelRequest(**space.request))
     check_same(space, model.spec.to_json())
     return Engine(model, device=device, batch_size=batch_size)
 

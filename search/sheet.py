@@ -45,7 +45,7 @@ def sheet(answers: Sequence[Answer], *, columns: int = COLUMNS) -> Image.Image:
     blocks = [_tiles(answer) for answer in answers]
     rows = sum(-(-len(block) // columns) for block in blocks)
     cell_w, cell_h = TILE + GAP, TILE + CAPTION + GAP
-    width = max(min(columns, max(map(len, blocks))), 1) * cell_w + GAP
+    width = min(columns, max(map(len, blocks), default=1)) * cell_w + GAP
     page = Image.new("RGB", (width, rows * cell_h + GAP), PAPER)
     top = GAP
     for block in blocks:
