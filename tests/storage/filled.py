@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sqlalchemy import insert, select, update
 
 from storage.catalog import Catalog
@@ -22,6 +24,20 @@ def clustered(n: int, d: int, *, clusters: int = 40, spread: float = 0.4, seed: 
     centres = rng.standard_normal((clusters, d))
     x = centres[rng.integers(clusters, size=n)] + spread * rng.standard_normal((n, d))
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+@contextlib.contextmanager
+def limited_files(size_bytes: int):
+    """Let no file of this process grow over a size; skips where the system can't do that."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
 
 
 @contextlib.contextmanager

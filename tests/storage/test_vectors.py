@@ -1,8 +1,6 @@
 import hashlib
 import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 from storage.durable import DurableFile, file_checksum, map_npy, write_npy
 from storage.errors import DiskFull, PartError, StorageError
 from storage.vectors import PartInfo, PartWritten, VectorStore
+from tests.storage.filled import limited_files
 
 DIM = 24
 
@@ -230,31 +229,20 @@ def test_rename_trouble_is_an_error_of_the_store(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_real_full_disk_is_disk_full(tmp_path):
-    # A limit on the file size gives a short write and then an error, as a full disk does.
-    script = (
-        "import resource, signal, sys\n"
-        "from storage.durable import DurableFile\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "with DurableFile(sys.argv[1]) as file:\n"
-        "    file.write(bytes(1500))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "a")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "StorageError" in done.stderr
-    assert "File too large" in done.stderr
+def test_a_short_write_leaves_nothing(tmp_path):
+    # A limit on the size of files gives a short write and then an error, as a full disk does.
+    with limited_files(1000), pytest.raises(StorageError, match="File too large"):
+        write_npy(str(tmp_path / "a"), np.zeros(1500, np.uint8))
     assert os.listdir(tmp_path) == []
-    if os.path.exists("/dev/full"):
-        file = DurableFile(str(tmp_path / "b"))
-        file._fd = os.open("/dev/full", os.O_WRONLY)
-        with pytest.raises(DiskFull, match="no space left"):
-            file.write(b"x")
-        os.close(file._fd)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_no_space_left_is_disk_full(tmp_path):
+    file = DurableFile(str(tmp_path / "b"))
+    file._fd = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(DiskFull, match="no space left"):
+        file.write(b"x")
+    os.close(file._fd)
 
 
 def test_map_npy_of_a_folder_is_a_part_error(tmp_path):
