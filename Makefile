@@ -1,0 +1,58 @@
+# Two commands on a fresh machine: `make demo` and `make test`.  Everything lies in $(VENV).
+VENV ?= .venv
+PYTHON ?= python3
+SHELL := /bin/bash
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PYTHONDONTWRITEBYTECODE =
+
+py := $(VENV)/bin/python
+# An environment is right when it was made from these very files, for this very checkout.
+stamp := $(VENV)/.made-from-$(shell cat pyproject.toml constraints.txt | cat - <(pwd) <($(PYTHON) -V) | sha256sum | cut -c1-16)
+
+.PHONY: help env demo test check format docs bench clean
+
+help:
+	@echo "make demo    index a few hundred drawn pictures and search them"
+	@echo "make test    the whole test suite, with coverage"
+	@echo "make check   style, types, import rules, generated docs"
+	@echo "make format  put the code into shape"
+	@echo "make docs    generate docs/cli.md"
+	@echo "make bench   measure"
+
+env: $(stamp)
+
+$(stamp):
+	test -x $(py) || $(PYTHON) -m venv $(VENV)
+	$(py) -m pip install --quiet --upgrade 'pip>=25.1'
+	$(py) -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	rm -f $(VENV)/.made-from-*
+	touch $@
+
+demo: env
+	$(py) -m flows.demo
+
+test: env
+	$(py) -m coverage erase
+	OMP_NUM_THREADS=1 $(py) -m coverage run -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(py) -m coverage combine --quiet
+	$(py) -m coverage report
+
+check: env
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(py) docs/cli.py --check
+
+format: env
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+docs: env
+	$(py) docs/cli.py
+
+bench: env
+	$(py) benchmarks/pipeline.py
+
+clean:
+	rm -rf $(VENV) .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis demo

@@ -1,0 +1,360 @@
+"""The job: scan the roots, extract what is pending, publish.  Ordinary functions, no Prefect.
+
+``run_index`` is the one loop that serves both ways of running: it hands its steps to whatever
+``Steps`` it was given, plain threads here or Prefect tasks in ``flows.index``.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from flows.progress import Progress
+from flows.report import Report
+from flows.spaces import SpaceChoice, disk_needed_bytes, find_spaces, make_space
+from flows.worker import (
+    Bench,
+    ChunkOrder,
+    Place,
+    PublishOrder,
+    ScanOrder,
+    bench_for,
+    extract_step,
+    give_back_chunk,
+    publish_step,
+    scan_step,
+)
+from storage.catalog import Catalog
+from storage.chunks import Scope, claim_chunk, pending_counts, pending_elsewhere
+from storage.errors import DiskFull, LeaseHeld, RootError, RootUnavailable, StorageError
+from storage.home import free_bytes
+from storage.publish import publish_due
+from storage.roots import RootInfo, add_root, find_root, list_roots
+from storage.runs import Heartbeat, Lease, finish_run, reap, start_run
+from storage.spaces import SpaceInfo
+
+CHUNK_SECONDS = 30.0
+"""A chunk is about this much work, so that orchestration costs nothing and a kill loses little."""
+MAX_CHUNK_IMAGES = 8192
+MAX_CHUNK_BYTES = 128 << 20
+FIRST_CHUNK_IMAGES = 64
+ROOT_WAIT_S = 30.0
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """What one run of ``index`` was asked to do."""
+
+    home: str
+    catalog_url: str | None = None
+    roots: tuple[str, ...] = ()
+    """Directories or manifests (``os.fsdecode``); empty for all known roots."""
+    choice: SpaceChoice = field(default_factory=SpaceChoice)
+    excludes: tuple[str, ...] = ()
+    confirm_missing: bool = False
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    chunk_size: int | None = None
+    index_spec: str | None = None
+    max_failures: float | None = None
+    """Share of the images of this run that may fail; None for no limit."""
+
+
+class Handle(Protocol):
+    """A step under way."""
+
+    def result(self) -> dict[str, Any]:
+        """Wait for the step and return what it returned, or raise what it raised."""
+
+
+class Steps(Protocol):
+    """How the steps of a run are carried out."""
+
+    def scan(self, order: ScanOrder) -> Handle:
+        """Start a scan."""
+
+    def extract(self, order: ChunkOrder) -> Handle:
+        """Start a chunk."""
+
+    def publish(self, order: PublishOrder) -> Handle:
+        """Start publishing."""
+
+
+class PlainSteps:
+    """Steps on one thread of this process, so that the main thread stays free for signals."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step")
+
+    def scan(self, order: ScanOrder) -> Future[dict[str, Any]]:
+        """Start a scan."""
+        return self._pool.submit(scan_step, order)
+
+    def extract(self, order: ChunkOrder) -> Future[dict[str, Any]]:
+        """Start a chunk."""
+        return self._pool.submit(extract_step, order)
+
+    def publish(self, order: PublishOrder) -> Future[dict[str, Any]]:
+        """Start publishing."""
+        return self._pool.submit(publish_step, order)
+
+    def __enter__(self) -> "PlainSteps":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+
+
+@dataclass
+class Job:
+    """One run of ``index`` while it runs."""
+
+    options: IndexOptions
+    steps: Steps
+    progress: Progress
+    bench: Bench
+    place: Place
+    report: Report
+    heart: Heartbeat
+
+    @property
+    def catalog(self) -> Catalog:
+        """The open catalog."""
+        return self.bench.catalog
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self.bench.stop.is_set()
+
+
+def run_index(options: IndexOptions, *, steps: Steps, progress: Progress) -> Report:
+    """Scan, extract and publish; return the report.
+
+    Trouble with one root or with images is in the report; trouble with the store is raised after
+    the run has given back what it held.
+    """
+    bench = bench_for(options.home, options.catalog_url)
+    catalog = bench.catalog
+    bench.on_image = progress.advance
+    started = time.perf_counter()
+    reap(catalog)
+    roots = chosen_roots(catalog, options)
+    lease = start_run(catalog, "index")
+    report = Report(run_id=lease.run_id)
+    place = Place(options.home, options.catalog_url, lease)
+    state = "failed"
+    try:
+        with Heartbeat(catalog, lease) as heart:
+            job = Job(options, steps, progress, bench, place, report, heart)
+            _work(job, roots)
+        state = "interrupted" if job.stopped else "done"
+    finally:
+        report.interrupted = bench.stop.is_set()
+        report.finish(time.perf_counter() - started, options.max_failures)
+        _close_run(catalog, lease, state, report)
+    return report
+
+
+def _close_run(catalog: Catalog, lease: Lease, state: str, report: Report) -> None:
+    try:
+        finish_run(catalog, lease, state, report.to_json())
+    except StorageError as error:
+        if state != "failed":  # else the first trouble is the one to tell
+            raise
+        report.warnings.append(str(error))
+
+
+def chosen_roots(catalog: Catalog, options: IndexOptions) -> list[RootInfo]:
+    """Return the roots to scan; those named for the first time are registered.
+
+    A known root need not be there now: that is for the scan to say.
+    """
+    if not options.roots:
+        return list_roots(catalog)
+    paths = [os.fsencode(root) for root in options.roots]
+    return [
+        _known(catalog, path, options) or add_root(catalog, path, excludes=options.excludes)
+        for path in paths
+    ]
+
+
+def _known(catalog: Catalog, path: bytes, options: IndexOptions) -> RootInfo | None:
+    if options.excludes:
+        return None
+    try:
+        return find_root(catalog, path)
+    except RootError:
+        return None
+
+
+def _work(job: Job, roots: list[RootInfo]) -> None:
+    with _spent(job, "scan"):
+        for root in roots:
+            if not job.stopped:
+                _scan(job, root)
+    for space in _spaces(job):
+        if not job.stopped:
+            scope = [(root.id, root.under) for root in roots] if job.options.roots else None
+            _extract(job, space, scope)
+        if not job.stopped:
+            _publish(job, space)
+
+
+def _scan(job: Job, root: RootInfo) -> None:
+    name = os.fsdecode(root.path)
+    job.progress.scanning(name, 0)
+    order = ScanOrder(job.place, root, job.options.confirm_missing)
+    deadline = time.monotonic() + ROOT_WAIT_S
+    while True:
+        try:
+            job.report.add_scan(job.steps.scan(order).result())
+        except RootUnavailable as error:
+            job.report.add_unavailable(name, str(error))
+        except LeaseHeld as error:
+            if time.monotonic() < deadline and not job.bench.stop.wait(POLL_S):
+                reap(job.catalog)
+                continue
+            job.report.add_held(name, str(error))
+        return
+
+
+def _spaces(job: Job) -> list[SpaceInfo]:
+    choice = job.options.choice
+    found = find_spaces(job.catalog, choice)
+    if not found and not job.stopped:
+        job.progress.note("loading the model")
+        with _spent(job, "model"):
+            space, model = make_space(job.catalog, choice)
+        job.bench.models[space.id] = model
+        found = [space]
+        if not found[0].current:
+            job.progress.note(
+                f"space '{found[0].name}' is made beside the current one; "
+                f"`lookalike spaces use {found[0].name}` makes it the one that is searched"
+            )
+    job.report.space = ", ".join(space.name for space in found)
+    return found
+
+
+def _extract(job: Job, space: SpaceInfo, scope: Scope | None) -> None:
+    with _spent(job, "plan"):
+        pending = pending_counts(job.catalog, space, scope)
+    if not pending.total:
+        return
+    job.progress.pending(pending.total)
+    _check_disk(job, space, pending.total)
+    for order in _chunks(job, space, scope):
+        try:
+            result = job.steps.extract(order).result()
+        except BaseException:
+            give_back_chunk(order)
+            raise
+        job.report.add_chunk(result)
+
+
+def _check_disk(job: Job, space: SpaceInfo, images: int) -> None:
+    needed, free = disk_needed_bytes(space, images), free_bytes(job.options.home)
+    job.progress.note(
+        f"{images:,} files to read for space '{space.name}': at most {needed / 1e6:,.1f} MB of disk"
+    )
+    if needed > free:
+        raise DiskFull(
+            f"{images:,} images need about {needed / 1e9:.2f} GB in {job.options.home}, "
+            f"{free / 1e9:.2f} GB are free; free some, or choose --dtype float16"
+        )
+
+
+def _chunks(job: Job, space: SpaceInfo, scope: Scope | None) -> Iterator[ChunkOrder]:
+    """Claim chunk after chunk, in one pass by file id, until nothing is pending for this run.
+
+    Only when nothing else is left does the run wait for what others have claimed; what they give
+    back it takes in another pass.
+    """
+    number, after, size = 0, 0, ChunkSize(space, job.options.chunk_size)
+    while not job.stopped:
+        reap(job.catalog)
+        number += 1
+        chunk = claim_chunk(
+            job.catalog,
+            job.place.lease,
+            space,
+            number=number,
+            limit=size.limit,
+            after_file_id=after,
+            roots=scope,
+        )
+        if chunk is not None:
+            after = chunk.work[-1].file_id
+            started = time.perf_counter()
+            yield ChunkOrder(
+                job.place,
+                space.name,
+                chunk,
+                job.options.device,
+                job.options.batch_size,
+                job.options.workers,
+            )
+            size.learn(len(chunk.work), time.perf_counter() - started)
+        elif not _wait_for_others(job, space):
+            return
+        else:
+            after = 0
+
+
+def _wait_for_others(job: Job, space: SpaceInfo) -> bool:
+    """Wait until another run gave files back or settled them; False when none has any."""
+    held = pending_elsewhere(job.catalog, job.place.lease, space)
+    if not held:
+        return False
+    job.progress.note(f"waiting for {held:,} files that another run is working on")
+    while held and not job.bench.stop.wait(POLL_S):
+        reap(job.catalog)
+        now = pending_elsewhere(job.catalog, job.place.lease, space)
+        if now < held:
+            return True
+        held = now
+    return True
+
+
+class ChunkSize:
+    """How many images to claim next, from how long the last chunk took."""
+
+    def __init__(self, space: SpaceInfo, fixed: int | None) -> None:
+        vector_bytes = space.dim * (2 if space.dtype == "float16" else 4)
+        self._most = max(1, min(MAX_CHUNK_IMAGES, MAX_CHUNK_BYTES // vector_bytes))
+        self._fixed = fixed
+        self.limit = min(fixed or FIRST_CHUNK_IMAGES, self._most)
+
+    def learn(self, images: int, seconds: float) -> None:
+        """Aim at ``CHUNK_SECONDS``, growing at most fourfold at a time."""
+        if self._fixed is None and seconds > 0:
+            aim = int(images / seconds * CHUNK_SECONDS)
+            self.limit = max(16, min(aim, 4 * self.limit, self._most))
+
+
+def _publish(job: Job, space: SpaceInfo) -> None:
+    reason = "requested" if job.options.index_spec else publish_due(job.catalog, space)
+    if reason is None:
+        return
+    job.progress.publishing(f"index of '{space.name}' ({reason})")
+    order = PublishOrder(job.place, space.name, job.options.index_spec)
+    with _spent(job, "publish"):
+        try:
+            job.report.index = job.steps.publish(order).result()
+        except LeaseHeld as error:  # whoever has it publishes; the tail serves until then
+            job.report.warnings.append(str(error))
+
+
+@contextmanager
+def _spent(job: Job, stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        job.report.add_seconds({stage: time.perf_counter() - started})

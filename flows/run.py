@@ -1,0 +1,163 @@
+"""Run or plan ``index`` from a terminal: choose Prefect or plain threads, stop on signals."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from flows.job import IndexOptions, PlainSteps, run_index
+from flows.progress import Progress
+from flows.report import Report
+from flows.spaces import disk_needed_bytes, find_spaces
+from flows.worker import bench_for, clear_bench
+from storage.catalog import Catalog
+from storage.chunks import pending_counts
+from storage.errors import RootUnavailable
+from storage.files import scan_root
+from storage.home import Home
+from storage.publish import publish_due
+from storage.roots import RootInfo, list_roots, resolve_root
+from storage.spaces import SpaceInfo
+
+INTERRUPTED = 130
+
+
+def run(options: IndexOptions, progress: Progress, *, prefect: str = "auto") -> Report:
+    """Index, through Prefect's engine where there is one to talk to, else on plain threads.
+
+    ``prefect`` is ``auto``, ``always`` or ``never``.  On ``auto`` a run that finds nothing to do
+    never loads Prefect.
+    """
+    from flows.server import prefect_wanted
+
+    try:
+        with stop_on_signals(options, progress):
+            if prefect_wanted(options.home, prefect, progress.note) and (
+                prefect == "always" or not plan(options).idle
+            ):
+                from flows.prefect_run import run_with_prefect
+
+                return run_with_prefect(options, progress)
+            with PlainSteps() as steps:
+                return run_index(options, steps=steps, progress=progress)
+    finally:
+        clear_bench(options.home, options.catalog_url)
+
+
+@contextmanager
+def stop_on_signals(options: IndexOptions, progress: Progress) -> Iterator[None]:
+    """Stop cleanly on the first SIGINT or SIGTERM, leave at once on the second.
+
+    Leaving at once loses nothing that was committed: the lease of a dead process is void.
+    """
+    stop = bench_for(options.home, options.catalog_url).stop
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(INTERRUPTED)
+        stop.set()
+        progress.note("stopping: finished images are kept; once more to leave at once")
+
+    before = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``index`` would do."""
+
+    scans: list[dict[str, Any]]
+    unavailable: dict[str, str]
+    spaces: list[dict[str, Any]]
+
+    @property
+    def idle(self) -> bool:
+        """Whether a run would find nothing at all to do."""
+        changes = sum((Counter(scan["reasons"]) for scan in self.scans), Counter())
+        work = any(space["pending"] or space["publish"] for space in self.spaces)
+        return bool(self.spaces) and not (changes or work or self.unavailable)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan for scripts."""
+        return {"scans": self.scans, "spaces": self.spaces, "unavailable": self.unavailable}
+
+    def to_text(self) -> str:
+        """Return the plan for people."""
+        lines = [f"{name}: {why}" for name, why in self.unavailable.items()]
+        for scan in self.scans:
+            reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(scan["reasons"].items()) if n)
+            lines.append(f"{scan['root']}: {scan['scanned']:,} files, {reasons or 'no changes'}")
+        for space in self.spaces:
+            lines.append(
+                f"space '{space['space']}': at most {space['pending']:,} files to read, "
+                f"{space['disk_bytes'] / 1e6:,.1f} MB of disk"
+                + (f"; index to publish ({space['publish']})" if space["publish"] else "")
+            )
+        return "\n".join([*lines, "nothing was touched"])
+
+
+def plan(options: IndexOptions) -> Plan:
+    """Return what a run would do, without touching anything.
+
+    A file that the scan finds changed counts as one to read; whether its content is new is known
+    only when its bytes are hashed.
+    """
+    home = Home(options.home, options.catalog_url)
+    if home.read_store_id() is None:
+        return Plan(*_scans(None, options), spaces=[])
+    with Catalog.open(home, write=False) as catalog:
+        scans, unavailable = _scans(catalog, options)
+        fresh = sum(sum(scan["reasons"].get(why, 0) for why in READING) for scan in scans)
+        spaces = [_space(catalog, space, fresh) for space in find_spaces(catalog, options.choice)]
+        return Plan(scans, unavailable, spaces)
+
+
+def _scans(
+    catalog: Catalog | None, options: IndexOptions
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    scans, unavailable = [], {}
+    for root in _roots(catalog, options):
+        try:
+            result = scan_root(
+                catalog,
+                root,
+                confirm_missing=options.confirm_missing,
+                skip=os.fsencode(options.home),
+                dry=True,
+            )
+        except RootUnavailable as error:
+            unavailable[root.display] = str(error)
+        else:
+            reasons = dict(result.reasons)
+            scans.append({"root": result.root, "scanned": result.scanned, "reasons": reasons})
+    return scans, unavailable
+
+
+def _space(catalog: Catalog, space: SpaceInfo, fresh: int) -> dict[str, Any]:
+    pending = pending_counts(catalog, space).total + fresh
+    return {
+        "space": space.name,
+        "pending": pending,
+        "disk_bytes": disk_needed_bytes(space, pending),
+        "publish": publish_due(catalog, space),
+    }
+
+
+READING = ("new", "size", "mtime", "ctime", "inode")
+"""Reasons for which a file is read again; the others are pending by the catalog already."""
+
+
+def _roots(catalog: Catalog | None, options: IndexOptions) -> list[RootInfo]:
+    known = list_roots(catalog) if catalog is not None else []
+    if not options.roots:
+        return known
+    paths = [os.fsencode(root) for root in options.roots]
+    return [resolve_root(known, path, excludes=options.excludes) for path in paths]

@@ -1,0 +1,204 @@
+"""Compare catalog, parts and indexes with each other, and mend what can be mended.
+
+What is derived is rebuilt, what is lost becomes pending again: a part that is gone or damaged loses
+its rows, and the next run extracts those images anew.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from sqlalchemy import delete, exists, func, select, update
+
+from storage.batches import batched
+from storage.catalog import Catalog
+from storage.compact import KEEP_S, delete_old_files, orphans
+from storage.dead import entered_rows
+from storage.durable import map_npy
+from storage.errors import IndexFileError, PartError
+from storage.generation import generation_paths, load_generation
+from storage.publish import publish
+from storage.reading import GenerationInfo, open_store, snapshot
+from storage.runs import Lease, check_lease, claim, release
+from storage.spaces import SpaceInfo, list_spaces
+from storage.tables import File, Generation, Image, Part, Space, Vector
+from storage.vectors import PartInfo, VectorStore
+
+NORM_TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the check found."""
+
+    severity: str
+    """``error``: something is wrong; ``info``: harmless, and said for completeness."""
+    what: str
+    repaired: bool = False
+
+
+def check(
+    catalog: Catalog, *, repair: bool = False, deep: bool = False, lease: Lease | None = None
+) -> list[Finding]:
+    """Return what is wrong with the store, repaired where that was asked for.
+
+    Parameters
+    ----------
+    catalog
+        Open; for writing if ``repair``.
+    repair
+        Mend what can be mended.  Needs ``lease``.
+    deep
+        Read every byte of parts and indexes: checksums, finite numbers, unit length.
+    lease
+        The run that repairs.
+
+    Raises
+    ------
+    LeaseHeld
+        A repair meets another run that publishes or compacts the same space.
+    """
+    findings = list(_catalog_findings(catalog))
+    for space in list_spaces(catalog):
+        if repair and lease is not None:
+            findings += _mend(catalog, lease, space, deep=deep)
+        else:
+            findings += [finding for finding, _ in _inspect(catalog, space, deep=deep)]
+    if repair and lease is not None:
+        delete_old_files(catalog, lease)
+    return findings
+
+
+def _catalog_findings(catalog: Catalog) -> Iterator[Finding]:
+    with catalog.read() as conn:
+        known = exists().where(Image.id == File.image_id)
+        lost = conn.execute(
+            select(func.count()).select_from(File).where(File.image_id.is_not(None), ~known)
+        ).scalar_one()
+        current = conn.execute(
+            select(func.count()).select_from(Space).where(Space.current.is_(True))
+        ).scalar_one()
+        spaces = conn.execute(select(func.count()).select_from(Space)).scalar_one()
+    if lost:
+        yield Finding("error", f"{lost:,} files point at images that the catalog does not have")
+    if spaces and current != 1:
+        yield Finding("error", f"{current} spaces are current instead of 1; `lookalike spaces use`")
+
+
+@dataclass(frozen=True)
+class _Bad:
+    """What a finding is about, for the repair."""
+
+    part: PartInfo | None = None
+    rows: tuple[int, ...] = ()
+    generation: GenerationInfo | None = None
+
+
+def _inspect(
+    catalog: Catalog, space: SpaceInfo, *, deep: bool
+) -> Iterator[tuple[Finding, _Bad | None]]:
+    view = snapshot(catalog, space)
+    store = open_store(catalog, space)
+    held: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+    end = 0
+    for part in view.parts:
+        for problem in _part_problems(store, part, deep=deep):
+            yield Finding("error", f"space {space.name}: {problem}"), _Bad(part=part)
+            break
+        else:
+            held.append(store.rows(part))
+        if part.row_start < end or part.row_end > view.next_row:
+            yield Finding("error", f"space {space.name}: rows of part {part.name} overlap"), None
+        end = part.row_end
+    yield from _row_findings(catalog, space, np.concatenate(held) if held else np.empty(0, int))
+    if view.generation is not None:
+        folder = catalog.home.index_dir(space.fingerprint)
+        for problem in _index_problems(folder, view.generation, space.dim, deep=deep):
+            bad = _Bad(generation=view.generation)
+            yield Finding("error", f"space {space.name}: {problem}"), bad
+    left = orphans(catalog, space)
+    if left:
+        what = f"space {space.name}: {len(left)} files of ended runs that nothing refers to"
+        days = KEEP_S / 86400
+        yield (
+            Finding("info", f"{what}; a writing run deletes them when they are {days:g} day old"),
+            None,
+        )
+
+
+def _row_findings(
+    catalog: Catalog, space: SpaceInfo, held: "np.ndarray[tuple[int], np.dtype[np.int64]]"
+) -> Iterator[tuple[Finding, _Bad | None]]:
+    with catalog.read() as conn:
+        entered = entered_rows(conn, space.id)
+    lost = np.setdiff1d(entered, held, assume_unique=True)
+    if len(lost):
+        what = f"space {space.name}: {len(lost):,} rows of the catalog lie in no readable part"
+        yield Finding("error", what), _Bad(rows=tuple(int(row) for row in lost))
+
+
+def _part_problems(store: VectorStore, part: PartInfo, *, deep: bool) -> list[str]:
+    try:
+        vectors = store.open(part)
+        store.digests(part)
+        store.rows(part)
+    except PartError as error:
+        return [str(error)]
+    if not deep:
+        return []
+    problems = store.verify(part)
+    if not problems:
+        norms = np.linalg.norm(np.asarray(vectors, np.float32), axis=1)
+        wrong = int(np.count_nonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE)))
+        if wrong:
+            problems.append(f"{wrong} vectors of part {part.name} have not unit length")
+    return problems
+
+
+def _index_problems(folder: str, generation: GenerationInfo, dim: int, *, deep: bool) -> list[str]:
+    index_path, rowmap_path = generation_paths(folder, generation.name)
+    try:
+        if deep:
+            load_generation(folder, generation, dim)
+            return []
+        map_npy(rowmap_path, "<i8", (generation.n,))
+        size = os.path.getsize(index_path)
+    except (PartError, IndexFileError) as error:
+        return [str(error)]
+    except OSError as error:
+        return [f"{index_path} can't be read: {error.strerror}"]
+    if size != generation.size_bytes:
+        return [f"{index_path} has {size} bytes instead of {generation.size_bytes}"]
+    return []
+
+
+def _mend(catalog: Catalog, lease: Lease, space: SpaceInfo, *, deep: bool) -> list[Finding]:
+    claim(catalog, lease, "space", space.id, space.id)
+    try:
+        found = list(_inspect(catalog, space, deep=deep))
+        bad = [about for _, about in found if about is not None]
+        if bad:
+            _give_up(catalog, lease, space, bad)
+    finally:
+        release(catalog, lease, "space", space.id, space.id)
+    if bad and snapshot(catalog, space).n:
+        publish(catalog, lease, space)
+    return [
+        replace(finding, repaired=True) if about is not None else finding
+        for finding, about in found
+    ]
+
+
+def _give_up(catalog: Catalog, lease: Lease, space: SpaceInfo, bad: list[_Bad]) -> None:
+    """Drop damaged parts, rows that no part holds and the index; their images are pending again."""
+    parts = [about.part.id for about in bad if about.part is not None]
+    with catalog.write() as conn:
+        check_lease(conn, lease)
+        gone = {"state": "replaced", "replaced_at": catalog.now(conn)}
+        for ids in batched(parts):
+            conn.execute(update(Part).where(Part.id.in_(ids)).values(gone))
+        for rows in batched([row for about in bad for row in about.rows]):
+            conn.execute(delete(Vector).where(Vector.space_id == space.id, Vector.row.in_(rows)))
+        live = (Generation.space_id == space.id, Generation.state == "live")
+        conn.execute(update(Generation).where(*live).values(gone))

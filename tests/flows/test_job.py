@@ -1,0 +1,270 @@
+"""The whole job in this process: scan, extract, commit, publish; each case on a real tree."""
+
+import os
+import shutil
+import threading
+import time
+
+import pytest
+from PIL import Image, ImageOps
+from sqlalchemy import func, select
+
+from flows.job import ChunkSize, IndexOptions, PlainSteps, run_index
+from flows.progress import Progress
+from flows.run import plan
+from flows.samples import VARIATIONS, draw_families
+from flows.spaces import SpaceChoice
+from flows.worker import bench_for, clear_bench
+from storage.catalog import Catalog
+from storage.chunks import claim_chunk
+from storage.errors import DiskFull, SpaceError
+from storage.home import Home
+from storage.runs import start_run
+from storage.spaces import get_space, list_spaces
+from storage.tables import Claim, Failure, File, Run, Vector
+
+TINY = SpaceChoice(model="resnet18", weights="random:0")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    folder = tmp_path / "pictures"
+    draw_families(str(folder), 2, seed=3)
+    return folder
+
+
+@pytest.fixture
+def options(catalog_home, tree):
+    made = IndexOptions(
+        home=catalog_home.path,
+        catalog_url=catalog_home.catalog_url,
+        roots=(str(tree),),
+        choice=TINY,
+    )
+    yield made
+    clear_bench(made.home, made.catalog_url)
+
+
+def go(options, **changes):
+    """Run and forget what the process holds, as a command does."""
+    options = IndexOptions(**{**vars(options), **changes})
+    try:
+        with PlainSteps() as steps:
+            return run_index(options, steps=steps, progress=Progress("silent"))
+    finally:
+        clear_bench(options.home, options.catalog_url)
+
+
+def opened(options, write=False):
+    return Catalog.open(Home(options.home, options.catalog_url), write=write)
+
+
+def count(options, table, *where):
+    with opened(options) as catalog, catalog.read() as conn:
+        return conn.execute(select(func.count()).select_from(table).where(*where)).scalar()
+
+
+def settle():
+    """Wait until the files just made are old enough to be trusted once they are read."""
+    time.sleep(2.6)
+
+
+def mirror(path):
+    with Image.open(path) as picture:
+        ImageOps.mirror(picture.convert("RGB")).save(path, quality=90)
+
+
+def test_first_run_extracts_all_and_the_second_nothing(options):
+    first = go(options)
+    n = 2 * len(VARIATIONS)
+    assert (first.scanned, first.new, first.extracted, first.failed) == (n, n, n, 0)
+    assert first.space == "resnet18-avgpool"
+    assert first.index is not None
+    assert first.index["n"] == n
+    assert first.exit_code() == 0
+    assert {"scan", "forward", "commit", "publish"} <= set(first.stages)
+    second = go(options, roots=(), choice=SpaceChoice())
+    assert (second.scanned, second.extracted, second.failed) == (n, 0, 0)
+    assert second.index is None
+    assert count(options, Claim) == 0
+    assert count(options, Run, Run.state == "done") == 2
+
+
+def test_each_kind_of_change_is_told_apart_and_only_new_content_is_extracted(options, tree):
+    settle()
+    go(options)
+    a, b = tree / "family-000", tree / "family-001"
+    os.utime(a / "plain.jpg")  # touched
+    mirror(a / "dark.jpg")  # edited
+    os.rename(a / "warm.jpg", b / "moved.jpg")
+    shutil.copy(a / "crop.jpg", b / "copied.jpg")
+    (b / "blur.jpg").unlink()
+    report = go(options, roots=())
+    assert (report.extracted, report.touched, report.moved, report.copied) == (1, 1, 1, 1)
+    assert report.missing == 2  # the deleted one, and where the moved one was
+    assert report.new == 2
+    assert report.failed == 0
+
+
+def test_a_file_gone_and_back_is_not_extracted_again(options, tree, tmp_path):
+    go(options)
+    shutil.move(tree / "family-000" / "png.png", tmp_path / "aside.png")
+    assert go(options, roots=()).missing == 1
+    shutil.move(tmp_path / "aside.png", tree / "family-000" / "png.png")
+    report = go(options, roots=())
+    assert (report.back, report.extracted) == (1, 0)
+
+
+def test_bad_pictures_are_recorded_once_and_cost_nothing_later(options, tree):
+    (tree / "text.jpg").write_text("not a picture")
+    whole = (tree / "family-000" / "plain.jpg").read_bytes()
+    (tree / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (tree / "empty.jpg").write_bytes(b"")
+    first = go(options)
+    assert first.failed == 3
+    assert sum(first.failures.values()) == 3
+    assert first.extracted == 2 * len(VARIATIONS)
+    assert first.exit_code() == 3
+    second = go(options, roots=())
+    assert (second.failed, second.exit_code()) == (0, 0)
+    assert count(options, Failure) == 3
+
+
+def test_too_many_failures_are_an_exit_code_of_their_own(options, tree):
+    (tree / "text.jpg").write_text("not a picture")
+    assert go(options, max_failures=0.9).exit_code() == 3
+    (tree / "text2.jpg").write_text("not a picture either")
+    report = go(options, roots=(), max_failures=0.01)
+    assert report.exit_code() == 7
+
+
+def test_the_vectors_of_good_pictures_do_not_shift_beside_bad_ones(options, tree, tmp_path):
+    from tests.reliability.test_kill import vectors_by_digest
+
+    go(options)
+    alone = vectors_by_digest(Home(options.home, options.catalog_url))
+    for n in range(5):
+        (tree / "family-000" / f"a{n}.jpg").write_text(f"bad {n}")
+    other = Home(str(tmp_path / "other"))
+    go(options, home=other.path, catalog_url=None, batch_size=3)
+    together = vectors_by_digest(other)
+    assert alone.keys() == together.keys()
+    for digest, vector in alone.items():
+        assert float(vector @ together[digest]) >= 0.999999
+
+
+def test_a_root_that_is_gone_changes_nothing_and_the_others_go_on(options, tree, tmp_path):
+    go(options)
+    other = tmp_path / "more"
+    draw_families(str(other), 1, seed=9)
+    tree.rename(tmp_path / "elsewhere")
+    with opened(options, write=True) as catalog:
+        from storage.roots import add_root
+
+        add_root(catalog, os.fsencode(other))
+    report = go(options, roots=())
+    assert report.exit_code() == 4
+    assert report.extracted == len(VARIATIONS)
+    assert count(options, File, File.state == "live") == 3 * len(VARIATIONS)
+
+
+def test_a_second_model_is_a_space_beside_the_first(options):
+    go(options)
+    report = go(options, choice=SpaceChoice(model="squeezenet1_0", weights="random:1"))
+    assert report.extracted == 2 * len(VARIATIONS)
+    with opened(options) as catalog:
+        assert [space.current for space in list_spaces(catalog)] == [True, False]
+        assert get_space(catalog, None).name == "resnet18-avgpool"
+    both = go(options, roots=(), choice=SpaceChoice(space="all"))
+    assert both.extracted == 0
+    assert ", " in both.space
+
+
+def test_a_name_that_means_another_space_is_refused(options):
+    go(options)
+    with pytest.raises(SpaceError, match="resnet18-avgpool"):
+        go(options, choice=SpaceChoice(model="resnet18", weights="random:0", space="other"))
+    assert count(options, Run, Run.state == "failed") == 1
+
+
+def test_a_stop_keeps_what_is_finished_and_gives_the_rest_back(options):
+    stop_after = 6
+    bench = bench_for(options.home, options.catalog_url)
+
+    class Stopping(Progress):
+        def advance(self, n=1, failed=0):
+            super().advance(n, failed)
+            if self.done >= stop_after:
+                bench.stop.set()
+
+    progress = Stopping("silent")
+    options = IndexOptions(**{**vars(options), "batch_size": 2, "chunk_size": 12})
+    with PlainSteps() as steps:
+        report = run_index(options, steps=steps, progress=progress)
+    clear_bench(options.home, options.catalog_url)
+    assert report.exit_code() == 130
+    assert stop_after <= report.extracted < 2 * len(VARIATIONS)
+    assert count(options, Claim) == 0
+    assert count(options, Vector) == report.extracted
+    rest = go(options, roots=())
+    assert rest.extracted == 2 * len(VARIATIONS) - report.extracted
+
+
+def test_a_run_waits_for_what_another_live_run_has_claimed(options):
+    go(options, choice=SpaceChoice(model="squeezenet1_0", weights="random:1"))
+    # Another run of this process holds half of the files in a second space.
+    bench = bench_for(options.home, options.catalog_url)
+    from flows.spaces import make_space
+
+    space, _ = make_space(bench.catalog, TINY)
+    other = start_run(bench.catalog, "index")
+    held = claim_chunk(bench.catalog, other, space, number=1, limit=9)
+    assert len(held.work) == 9
+    from storage.runs import finish_run
+
+    timer = threading.Timer(3.0, finish_run, (bench.catalog, other, "done", {}))
+    timer.start()
+    try:
+        report = go(options)
+    finally:
+        timer.join()
+    assert report.extracted == 2 * len(VARIATIONS)
+
+
+def test_full_disks_are_refused_before_the_first_forward_pass(options, monkeypatch):
+    import flows.job
+
+    monkeypatch.setattr(flows.job, "free_bytes", lambda _path: 1000)
+    with pytest.raises(DiskFull, match="float16"):
+        go(options)
+    assert count(options, Vector) == 0
+
+
+def test_the_plan_touches_nothing(options, tree):
+    before = plan(options)
+    assert not os.path.exists(os.path.join(options.home, "store.json"))
+    assert before.scans[0]["reasons"] == {"new": 2 * len(VARIATIONS)}
+    assert not before.idle
+    settle()
+    go(options)
+    known = IndexOptions(home=options.home, catalog_url=options.catalog_url)
+    assert plan(known).idle
+    mirror(tree / "family-000" / "plain.jpg")
+    planned = plan(known)
+    assert planned.spaces[0]["pending"] == 1
+    assert "nothing was touched" in planned.to_text()
+    assert count(options, Run) == 1
+    assert go(options, roots=()).extracted == 1
+
+
+def test_chunks_grow_towards_thirty_seconds_of_work(options):
+    go(options)
+    with opened(options) as catalog:
+        space = get_space(catalog, None)
+    size = ChunkSize(space, None)
+    limits = []
+    for _ in range(6):
+        limits.append(size.limit)
+        size.learn(size.limit, size.limit / 100)
+    assert limits == [64, 256, 1024, 3000, 3000, 3000]
+    assert ChunkSize(space, 7).limit == 7
