@@ -1,0 +1,215 @@
+"""Recorded reasons why an image has no vector: written, resolved, listed and armed again.
+
+``read`` is about a file under one signature, ``decode`` about a digest and the decode version,
+``forward`` about a digest in one space.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, true
+
+from storage.batches import batched
+from storage.catalog import Catalog
+from storage.database import insert_into
+from storage.errors import RootError
+from storage.roots import find_root, within
+from storage.spaces import SpaceInfo
+from storage.tables import Failure, File, Image, Root
+
+KEY = ("stage", "file_id", "digest", "space_id", "decode_version")
+"""What a failure is about; a second one about the same is another attempt."""
+
+
+@dataclass(frozen=True)
+class FailureInfo:
+    """One failure, with the first live file that it is about.
+
+    ``path`` is absolute; ``copies`` counts the live files, of which a bad picture can have several.
+    Times are seconds since 1970.
+    """
+
+    path: bytes
+    copies: int
+    stage: str
+    failure_class: str
+    message: str
+    transient: bool
+    attempts: int
+    first_at: float
+    last_at: float
+
+
+def record(conn: Connection, rows: Iterable[dict[str, Any]]) -> None:
+    """Write failures; where one about the same is recorded, it counts one attempt more.
+
+    Parameters
+    ----------
+    rows
+        Columns of ``failures`` but for ``id`` and ``attempts``.
+    """
+    by_key = {tuple(row[name] for name in KEY): row for row in rows}
+    if not by_key:
+        return
+    insert = insert_into(conn, Failure)
+    latest = {
+        name: insert.excluded[name]
+        for name in (
+            "failure_class",
+            "message",
+            "transient",
+            "size_bytes",
+            "mtime_ns",
+            "ctime_ns",
+            "inode",
+            "last_at",
+            "run_id",
+        )
+    }
+    insert = insert.on_conflict_do_update(
+        index_elements=KEY, set_={**latest, "attempts": Failure.attempts + 1}
+    )
+    conn.execute(insert, [by_key[key] for key in sorted(by_key)])
+
+
+def list_failures(
+    catalog: Catalog, space: SpaceInfo | None = None, limit: int = 100
+) -> list[FailureInfo]:
+    """Return the latest failures that concern a live file.
+
+    Parameters
+    ----------
+    space
+        Only what keeps a file out of this space; None is everything recorded.
+    """
+    query = select(*Failure.__table__.c).where(_concerns(space))
+    query = query.order_by(Failure.last_at.desc(), Failure.id.desc()).limit(limit)
+    with catalog.read() as conn:
+        failures = conn.execute(query).all()
+        of_file = _paths(conn, [row.file_id for row in failures if row.stage == "read"])
+        of_digest = _holders(conn, [row.digest for row in failures if row.stage != "read"])
+        paths = _paths(conn, [file_id for file_id, _ in of_digest.values()])
+    infos = []
+    for row in failures:
+        file_id, copies = (row.file_id, 1) if row.stage == "read" else of_digest[row.digest]
+        infos.append(
+            FailureInfo(
+                path=of_file[file_id] if row.stage == "read" else paths[file_id],
+                copies=copies,
+                stage=row.stage,
+                failure_class=row.failure_class,
+                message=row.message,
+                transient=row.transient,
+                attempts=row.attempts,
+                first_at=row.first_at,
+                last_at=row.last_at,
+            )
+        )
+    return infos
+
+
+def counts_by_class(catalog: Catalog, space: SpaceInfo | None = None) -> Counter[str]:
+    """Count the failures that concern a live file, by class."""
+    query = (
+        select(Failure.failure_class, func.count())
+        .where(_concerns(space))
+        .group_by(Failure.failure_class)
+    )
+    with catalog.read() as conn:
+        return Counter(dict(conn.execute(query).all()))
+
+
+def retry(
+    catalog: Catalog, *, failure_class: str | None = None, paths: Sequence[bytes] | None = None
+) -> int:
+    """Forget failures for good, so that their files are pending again.
+
+    Parameters
+    ----------
+    failure_class
+        Only those of this class.
+    paths
+        Only those about these files, or about files below these folders.
+
+    Returns
+    -------
+    int
+        The number of records that were deleted.  Passing failures are tried again anyway.
+    """
+    armed = delete(Failure).where(Failure.transient.is_not(true()))
+    if failure_class is not None:
+        armed = armed.where(Failure.failure_class == failure_class)
+    if paths is not None:
+        meant = or_(*(_at(catalog, path) for path in paths)) if paths else File.id.is_(None)
+        ids = select(File.id).where(meant)
+        digests = select(Image.digest).join(File, File.image_id == Image.id).where(meant)
+        armed = armed.where(
+            or_(
+                and_(Failure.stage == "read", Failure.file_id.in_(ids)),
+                and_(Failure.stage != "read", Failure.digest.in_(digests)),
+            )
+        )
+    with catalog.write() as conn:
+        return conn.execute(armed).rowcount
+
+
+def _concerns(space: SpaceInfo | None) -> ColumnElement[bool]:
+    """Return the condition that a failure is about a live file (and keeps it out of a space)."""
+    live = File.state == "live"
+    of_file = exists().where(live, File.id == Failure.file_id)
+    holds = select(Image.id).where(Image.digest == Failure.digest).correlate(Failure)
+    of_digest = exists().where(live, File.image_id == holds.scalar_subquery())
+    concerns = or_(and_(Failure.stage == "read", of_file), and_(Failure.stage != "read", of_digest))
+    if space is None:
+        return concerns
+    return and_(
+        concerns,
+        or_(
+            Failure.stage == "read",
+            and_(Failure.stage == "decode", Failure.decode_version == space.decode_version),
+            and_(Failure.stage == "forward", Failure.space_id == space.id),
+        ),
+    )
+
+
+def _at(catalog: Catalog, path: bytes) -> ColumnElement[bool]:
+    """Return the condition that a file is at an absolute path, or below it."""
+    path = os.path.abspath(path)
+    named = File.source == path
+    try:
+        root = find_root(catalog, path)
+    except RootError:
+        return named
+    here = File.root_id == root.id
+    return or_(named, and_(here, within(File.path, root.under)) if root.under else here)
+
+
+def _holders(conn: Connection, digests: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
+    """Return the first live file of each digest, and how many there are."""
+    holders: dict[bytes, tuple[int, int]] = {}
+    for batch in batched(dict.fromkeys(digests)):
+        query = (
+            select(Image.digest, func.min(File.id), func.count())
+            .join(File, File.image_id == Image.id)
+            .where(Image.digest.in_(batch), File.state == "live")
+            .group_by(Image.digest)
+        )
+        holders.update({digest: (first, n) for digest, first, n in conn.execute(query)})
+    return holders
+
+
+def _paths(conn: Connection, file_ids: Sequence[int]) -> dict[int, bytes]:
+    """Return the absolute paths of files."""
+    paths: dict[int, bytes] = {}
+    for batch in batched(file_ids):
+        query = (
+            select(File.id, Root.path, File.path, File.source)
+            .join(Root, Root.id == File.root_id)
+            .where(File.id.in_(batch))
+        )
+        for file_id, root, path, source in conn.execute(query):
+            paths[file_id] = source or os.path.join(root, path)
+    return paths

@@ -1,0 +1,281 @@
+"""Roots: the directories and manifests that are indexed, and how their paths relate.
+
+Whether what a root shows now can be trusted is the business of ``storage.guard``.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute
+
+from storage.catalog import Catalog
+from storage.errors import LeaseHeld, RootError
+from storage.leases import reap
+from storage.scan import SEP, has_suffix
+from storage.tables import Claim, Failure, File, Root
+
+AFTER_SEP = bytes([SEP[0] + 1])
+SAMPLE = 16
+"""Known files that are looked for when a root moves."""
+
+
+@dataclass(frozen=True)
+class RootInfo:
+    """A root, or with ``under`` a sub-path of one.  ``id`` is 0 while it is not registered."""
+
+    id: int
+    path: bytes
+    kind: str
+    excludes: tuple[str, ...]
+    under: bytes = b""
+    """Relative to ``path``; only what lies below it is meant."""
+
+    @property
+    def target(self) -> bytes:
+        """Return the absolute path that is meant: the root, or the sub-path of it."""
+        return os.path.join(self.path, self.under) if self.under else self.path
+
+    @property
+    def display(self) -> str:
+        """Return ``target`` as text for people; bytes that are not UTF-8 are escaped."""
+        return display(self.target)
+
+
+def display(path: bytes) -> str:
+    r"""Return a path as text that any database takes: ``\xe9`` for a byte that is not UTF-8."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+def within(column: InstrumentedAttribute[bytes], prefix: bytes) -> ColumnElement[bool]:
+    """Return the condition that a relative path is ``prefix`` or lies below it.
+
+    The first two terms are one range of the index; ``a-b`` and ``a.jpg``, which sort between ``a``
+    and ``a/x``, are in that range and fall to the third.
+    """
+    return and_(
+        column >= prefix,
+        column < prefix + AFTER_SEP,
+        or_(column == prefix, column >= prefix + SEP),
+    )
+
+
+def inside(path: bytes, folder: bytes) -> bool:
+    """Tell whether an absolute path lies below a folder."""
+    return path.startswith(folder.rstrip(SEP) + SEP) and path != folder
+
+
+def list_roots(catalog: Catalog) -> list[RootInfo]:
+    """Return all registered roots in the order of their paths."""
+    with catalog.read() as conn:
+        return _roots(conn)
+
+
+def resolve_root(
+    known: Iterable[RootInfo],
+    path: bytes,
+    *,
+    kind: str | None = None,
+    excludes: Sequence[str] = (),
+) -> RootInfo:
+    """Return what a path means beside the known roots, without registering anything.
+
+    Parameters
+    ----------
+    path
+        A directory, a manifest, or a picture in a known root; made absolute, and symbolic links
+        are followed now, once.
+    kind
+        ``directory`` or ``manifest``; None looks.
+    excludes
+        Globs.  They replace those of a known root; none given keeps them.
+
+    Returns
+    -------
+    RootInfo
+        A known root, a sub-path of one, or with ``id`` 0 a root that could be added.
+
+    Raises
+    ------
+    RootError
+        The path is neither directory nor file, or a picture in no root, it holds a known root, or
+        excludes are given for a sub-path.
+    """
+    path = os.path.realpath(path)
+    kind = kind or _kind(path)
+    for root in known:
+        if root.path == path:
+            return replace(root, excludes=tuple(excludes) or root.excludes)
+        if kind == "manifest" or root.kind == "manifest":
+            continue
+        if inside(path, root.path):
+            return _part(root, path, excludes)
+        if inside(root.path, path):
+            raise RootError(
+                f"{display(path)} holds the root {root.display}: index that one, "
+                f"or remove it first (lookalike roots remove {root.display})"
+            )
+    if kind == "picture":
+        raise RootError(f"{display(path)} is one picture outside every root: index its folder")
+    return RootInfo(0, path, kind, tuple(excludes))
+
+
+def add_root(
+    catalog: Catalog, path: bytes, *, kind: str | None = None, excludes: Sequence[str] = ()
+) -> RootInfo:
+    """Register a root and return it; a known root, or a sub-path of one, is returned as such.
+
+    Parameters and errors are those of ``resolve_root``.
+    """
+    root = resolve_root(list_roots(catalog), path, kind=kind, excludes=excludes)
+    with catalog.write() as conn:
+        # Once more under the lock: another command may have added an overlapping root meanwhile.
+        root = resolve_root(_roots(conn), path, kind=root.kind, excludes=excludes)
+        globs = {"globs": list(root.excludes)}
+        if root.id:
+            conn.execute(update(Root).where(Root.id == root.id).values(excludes=globs))
+            return root
+        added = conn.execute(
+            insert(Root)
+            .values(
+                path=root.path,
+                display=root.display,
+                kind=root.kind,
+                excludes=globs,
+                added_at=catalog.now(conn),
+            )
+            .returning(Root.id)
+        ).scalar_one()
+    return replace(root, id=added)
+
+
+def find_root(catalog: Catalog, path: bytes) -> RootInfo:
+    """Return the root that a path is or lies in (then with ``under``).
+
+    It need not exist now.
+
+    Raises
+    ------
+    RootError
+        No root is there.
+    """
+    known = list_roots(catalog)
+    for candidate in (os.path.abspath(path), os.path.realpath(path)):
+        for root in known:
+            if root.path == candidate:
+                return root
+            if root.kind == "directory" and inside(candidate, root.path):
+                return replace(root, under=os.path.relpath(candidate, root.path))
+    raise RootError(f"{display(path)} is not in any root; `lookalike roots` lists them")
+
+
+def remove_root(catalog: Catalog, path: bytes) -> int:
+    """Forget a root and its files; images and vectors that nothing holds then go by compaction.
+
+    Returns
+    -------
+    int
+        The number of files that were known.
+
+    Raises
+    ------
+    RootError
+        The path is no root.
+    LeaseHeld
+        A run is scanning it.
+    """
+    root = _exactly(catalog, path)
+    reap(catalog)
+    files = select(File.id).where(File.root_id == root.id)
+    with catalog.write() as conn:
+        _refuse_busy(conn, root)
+        conn.execute(delete(Failure).where(Failure.stage == "read", Failure.file_id.in_(files)))
+        conn.execute(delete(Claim).where(Claim.kind == "file", Claim.subject_id.in_(files)))
+        removed = conn.execute(delete(File).where(File.root_id == root.id)).rowcount
+        conn.execute(delete(Root).where(Root.id == root.id))
+    return removed
+
+
+def move_root(catalog: Catalog, old: bytes, new: bytes) -> RootInfo:
+    """Say that a root now lies elsewhere; nothing is read or extracted again for it.
+
+    Raises
+    ------
+    RootError
+        ``old`` is no root, ``new`` overlaps another one, or fewer than half of up to 16 known
+        files are there.
+    LeaseHeld
+        A run is scanning the root.
+    """
+    root = _exactly(catalog, old)
+    reap(catalog)
+    others = [other for other in list_roots(catalog) if other.id != root.id]
+    moved = resolve_root(others, new, kind=root.kind)
+    if moved.id or _kind(moved.path) != root.kind:
+        raise RootError(f"{display(new)} can't take the place of the {root.kind} {root.display}")
+    with catalog.read() as conn:
+        sample = _sample(conn, root.id) if root.kind == "directory" else []
+    found = sum(os.path.lexists(os.path.join(moved.path, name)) for name in sample)
+    if found * 2 < len(sample):
+        raise RootError(
+            f"only {found} of {len(sample)} files of {root.display} that were looked for are in "
+            f"{moved.display}; nothing was changed"
+        )
+    with catalog.write() as conn:
+        _refuse_busy(conn, root)
+        conn.execute(
+            update(Root).where(Root.id == root.id).values(path=moved.path, display=moved.display)
+        )
+    return replace(root, path=moved.path)
+
+
+def _roots(conn: Connection) -> list[RootInfo]:
+    rows = conn.execute(select(Root.id, Root.path, Root.kind, Root.excludes).order_by(Root.path))
+    return [RootInfo(row.id, row.path, row.kind, tuple(row.excludes["globs"])) for row in rows]
+
+
+def _part(root: RootInfo, path: bytes, excludes: Sequence[str]) -> RootInfo:
+    if excludes:
+        raise RootError(
+            f"{display(path)} is a part of the root {root.display}: "
+            "excludes belong to a root, give them with it"
+        )
+    return replace(root, under=os.path.relpath(path, root.path))
+
+
+def _kind(path: bytes) -> str:
+    if os.path.isdir(path):
+        return "directory"
+    if os.path.isfile(path):
+        return "picture" if has_suffix(os.path.basename(path)) else "manifest"
+    raise RootError(f"{display(path)} is neither a directory nor a manifest file")
+
+
+def _exactly(catalog: Catalog, path: bytes) -> RootInfo:
+    root = find_root(catalog, path)
+    if root.under:
+        raise RootError(f"{root.display} is no root, but a part of {display(root.path)}")
+    return root
+
+
+def _refuse_busy(conn: Connection, root: RootInfo) -> None:
+    query = select(Claim.run_id).where(Claim.kind == "root", Claim.subject_id == root.id)
+    holder = conn.execute(query).scalar()
+    if holder is not None:
+        raise LeaseHeld(f"{root.display} is being scanned by run {holder}; try again later")
+
+
+def _sample(conn: Connection, root_id: int) -> list[bytes]:
+    """Return paths of up to 16 live files, spread over all that are known."""
+    live = and_(File.root_id == root_id, File.state == "live")
+    first = conn.execute(select(func.min(File.id)).where(live)).scalar()
+    last = conn.execute(select(func.max(File.id)).where(live)).scalar()
+    if first is None or last is None:
+        return []
+    starts = {first + (last - first) * i // (SAMPLE - 1) for i in range(SAMPLE)}
+    paths: set[bytes] = set()
+    for start in sorted(starts):
+        query = select(File.path).where(live, File.id >= start).order_by(File.id).limit(1)
+        paths.update(conn.execute(query).scalars())
+    return sorted(paths)
