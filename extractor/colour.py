@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_STRAIGHT = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # the first two are multiplied by alpha
 _SPACE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _FLAGS = {
     "RGB": ImageCms.Flags.NONE,
@@ -60,7 +61,11 @@ def over_white(image: Image.Image, profile: bytes | None) -> Image.Image:
     Image
         Mode ``RGB``; ``image`` itself where nothing is to be done.
     """
-    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    if image.mode in _STRAIGHT:
+        image = image.convert(_STRAIGHT[image.mode])
+    alpha = None
+    if image.has_transparency_data:
+        alpha = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
     colour = _to_srgb(_without_alpha(image), profile)
     if alpha is None or alpha.getextrema() == (255, 255):
         return colour
@@ -93,17 +98,22 @@ def _stretched(values: NDArray[np.int32] | NDArray[np.float32]) -> NDArray[np.ui
     blocks = [slice(start, start + step) for start in range(0, values.shape[0], step)]
     low, high = np.inf, -np.inf
     for rows in blocks:
-        block = values[rows].astype(np.float64)
+        block = _as_doubles(values[rows])
         finite = np.isfinite(block)
         low = min(low, float(block.min(where=finite, initial=np.inf)))
         high = max(high, float(block.max(where=finite, initial=-np.inf)))
     if not low < high:
         return out
     for rows in blocks:
-        block = values[rows].astype(np.float64)
+        block = _as_doubles(values[rows])
         block[~np.isfinite(block)] = low
         out[rows] = np.rint((block - low) * (255.0 / (high - low)))
     return out
+
+
+def _as_doubles(values: NDArray[np.int32] | NDArray[np.float32]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):  # a signalling NaN would warn
+        return values.astype(np.float64)
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
@@ -112,9 +122,7 @@ def _without_alpha(image: Image.Image) -> Image.Image:
         return image
     if image.mode in ("1", "LA"):
         return image.convert("L")
-    if image.mode in ("La", "RGBa"):  # stored multiplied by their alpha
-        return image.convert("LA" if image.mode == "La" else "RGBA").convert("RGB")
-    return image.convert("RGBA").convert("RGB") if image.mode == "PA" else image.convert("RGB")
+    return image.convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

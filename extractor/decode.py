@@ -19,8 +19,6 @@ Version 1:
 
 import importlib
 import re
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from typing import Final
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from extractor.colour import eight_bit, over_white
+from extractor.quiet import quieten_libtiff, quieten_pillow
 
 DECODE_VERSION: Final = 1
 
@@ -144,7 +143,7 @@ def open_header(
     if len(data) > limits.size_bytes:
         raise DecodeError("too_large", f"{len(data):,} bytes, limit {limits.size_bytes:,}")
     name, module = _format(data)
-    _quieten_pillow()
+    quieten_pillow()
     with _as_decode_error(name):
         _register(module)
         image = Image.open(BytesIO(data), formats=(name,))
@@ -186,8 +185,10 @@ def _register(module: str) -> None:
 
         if "HEIF" not in Image.OPEN:
             pillow_heif.register_heif_opener()
-    else:
-        importlib.import_module(module)
+        return
+    importlib.import_module(module)
+    if module == "PIL.TiffImagePlugin":
+        quieten_libtiff()
 
 
 def _check_size(size: tuple[int, int], limits: Limits) -> None:
@@ -242,18 +243,3 @@ def _described(error: Exception, name: str) -> tuple[str, str]:
     if _UNSUPPORTED.search(text):
         return "unsupported", message
     return "corrupt", message
-
-
-_FILTER_LOCK = threading.Lock()
-_FILTER: Final = ("ignore", None, Warning, re.compile(r"PIL\.|pillow_heif"), 0)
-
-
-def _quieten_pillow() -> None:
-    """Keep Pillow's warnings off the terminal, and from becoming errors under ``-W error``.
-
-    What it warns of (large pictures, broken metadata) is decided here, and must not depend on how
-    the process filters warnings.  ``warnings.catch_warnings`` is not safe among threads.
-    """
-    if warnings.filters[:1] != [_FILTER]:  # the first that fits decides
-        with _FILTER_LOCK:
-            warnings.filterwarnings("ignore", module=_FILTER[3].pattern)

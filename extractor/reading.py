@@ -131,8 +131,9 @@ def _as_unread(sig: tuple[int, int, int, int] | None) -> Iterator[None]:
         name = _CLASSES.get(error.errno or 0, "io")
         message = error.strerror or str(error)
         raise Unread(Failure("read", name, message, name != "not_a_file"), sig) from error
-    except ValueError as error:  # a zero byte in the path
-        raise Unread(Failure("read", "not_a_file", str(error), transient=False), sig) from error
+    except ValueError as error:
+        message = "the path holds a zero byte"
+        raise Unread(Failure("read", "not_a_file", message, transient=False), sig) from error
     except MemoryError as error:
         message = "not enough memory to read this file"
         raise Unread(Failure("read", "memory", message, transient=True), sig) from error

@@ -8,6 +8,7 @@ import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 
 import numpy as np
 import pillow_heif
@@ -84,7 +85,7 @@ def test_a_lossy_format_comes_back_nearly(kind):
 
 def test_a_jpeg_is_what_pillow_makes_of_it():
     data = saved(scene(), "JPEG")
-    with Image.open(__import__("io").BytesIO(data)) as image:
+    with Image.open(BytesIO(data)) as image:
         np.testing.assert_array_equal(array(data), np.asarray(image.convert("RGB")))
 
 
@@ -376,13 +377,25 @@ def test_grey_and_bilevel_become_rgb():
         )
 
 
-def test_alpha_that_is_multiplied_in_is_divided_out():
-    image = Image.new("RGBA", (2, 1))
-    image.putdata([(64, 0, 0, 128), (0, 0, 0, 0)])  # half of (128, 0, 0) over nothing
+@pytest.mark.parametrize(
+    ("mode", "stored", "shown"),
+    [("RGBA", (64, 0, 0, 128), (191, 127, 127)), ("LA", (64, 128), (191, 191, 191))],
+)
+def test_alpha_that_is_multiplied_in_is_divided_out(mode, stored, shown):
+    image = Image.new(mode, (2, 1))
+    image.putpixel((0, 0), stored)  # half of 128 over nothing
     entry = struct.Struct("<HHIHH")  # ExtraSamples: 2 is an alpha apart, 1 one multiplied in
-    data = saved(image, "TIFF").replace(entry.pack(338, 3, 1, 2, 0), entry.pack(338, 3, 1, 1, 0))
-    got = array(data).reshape(-1, 3).astype(int)
-    assert np.abs(got - [(191, 127, 127), (255, 255, 255)]).max() <= 1
+    apart, multiplied = entry.pack(338, 3, 1, 2, 0), entry.pack(338, 3, 1, 1, 0)
+    data = saved(image, "TIFF")
+    assert apart in data
+    expect(array(data.replace(apart, multiplied)), [shown, (255, 255, 255)])
+
+
+def test_palette_with_alpha_beside_it():
+    image = Image.new("PA", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([(1, 255), (0, 0)])
+    expect(array(saved(image, "TIFF")), [(0, 0, 255), (255, 255, 255)])
 
 
 # 16 bits and more
@@ -451,6 +464,12 @@ def test_what_is_not_finite_is_black_and_does_not_count():
     values = np.array([[np.nan, np.inf, -np.inf, 1.0, 2.0, 3.0]], np.float32)
     got = array(saved(Image.fromarray(values), "TIFF"))
     assert got[0, :, 0].tolist() == [0, 0, 0, 0, 128, 255]
+
+
+def test_a_signalling_nan_raises_no_warning():
+    signalling = struct.pack("<I", 0x7F800001)
+    values = np.frombuffer(signalling + struct.pack("<2f", 1, 2), np.float32)[None]
+    assert array(saved(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 0, 255]
 
 
 @pytest.mark.parametrize("value", [7.0, np.nan])
@@ -560,7 +579,7 @@ def test_memory_short_while_a_profile_is_read_is_not_remembered_as_a_broken_one(
 def test_the_first_frame_counts(kind):
     red, blue = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "blue")
     data = saved(red, kind, save_all=True, append_images=[blue])
-    with Image.open(__import__("io").BytesIO(data)) as image:
+    with Image.open(BytesIO(data)) as image:
         assert image.n_frames == 2
     assert far(decode(data), red) < 2
 
@@ -589,6 +608,21 @@ def test_warnings_of_pillow_neither_show_nor_decide():
             warnings.simplefilter(action)
             np.testing.assert_array_equal(array(data), plain)
         assert caught == []
+
+
+@pytest.mark.parametrize("error", [OSError, AttributeError])
+def test_libtiff_stays_as_it_is_where_its_symbols_are_hidden(monkeypatch, error):
+    from extractor import quiet
+
+    tried = []
+
+    def hidden(path):
+        tried.append(path)
+        raise error
+
+    monkeypatch.setattr(quiet.ctypes, "CDLL", hidden)
+    quiet.quieten_libtiff.__wrapped__()
+    assert len(tried) == 1
 
 
 def test_truncated_files_are_refused_though_pillow_could_be_lenient():

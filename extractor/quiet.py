@@ -1,0 +1,47 @@
+"""Keep what the image libraries say about broken files off the terminal.
+
+What they warn of (large pictures, broken metadata) is decided in ``extractor.decode``; between
+progress bars it would only be noise, and it must not depend on how a process filters warnings.
+"""
+
+import ctypes
+import logging
+import re
+import threading
+import warnings
+from functools import cache
+from typing import Final
+
+from PIL import _imaging
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
+
+_LOCK: Final = threading.Lock()
+_MODULES: Final = re.compile(r"PIL\.|pillow_heif")
+_FILTER: Final = ("ignore", None, Warning, _MODULES, 0)
+
+
+def quieten_pillow() -> None:
+    """Ignore the warnings that Pillow issues, even under ``-W error``, where they would raise.
+
+    Called before every decode, since filters come and go; ``warnings.catch_warnings`` is not safe
+    among threads.
+    """
+    if warnings.filters[:1] != [_FILTER]:  # the first that fits decides
+        with _LOCK:
+            warnings.filterwarnings("ignore", module=_MODULES.pattern)
+
+
+@cache
+def quieten_libtiff() -> None:
+    """Stop libtiff from writing to stderr; its errors reach Pillow as return codes all the same.
+
+    Pillow has no call for it, so this one asks the library that Pillow has loaded, where its
+    symbols can be found.
+    """
+    try:
+        library = ctypes.CDLL(_imaging.__file__)
+        library.TIFFSetErrorHandler.argtypes = [ctypes.c_void_p]
+        library.TIFFSetErrorHandler(None)
+    except (AttributeError, OSError):  # linked in without symbols, as on Windows
+        return
