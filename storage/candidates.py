@@ -30,7 +30,9 @@ FETCH = 100
 WIDENINGS = (1, 4, 16)
 NARROW_ROWS = 50_000
 NARROW_SHARE = 0.05
-"""A filter that leaves less is searched exactly: a graph's recall falls to a third there."""
+"""What leaves less is searched exactly: a graph's recall falls to a third there."""
+EFFORT = ("nprobe", "efSearch")
+MOST_EFFORT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +121,7 @@ class Search:
 
     def _attempts_under(self, root_id: int, prefix: bytes) -> Iterator[Attempt]:
         allowed = rows_under(self._conn, self._view.space.id, root_id, prefix)
-        narrow = len(allowed) < max(NARROW_SHARE * self._view.n, NARROW_ROWS)
-        if self._loaded is not None and not narrow:
+        if self._loaded is not None:
             yield self._selected(self._loaded, lambda: allowed)
         yield lambda xq: self._exact(xq, allowed)
 
@@ -134,37 +135,46 @@ class Search:
         return search_exact(self._rows.blocks(rows=allowed), xq, self._fetch)[1]
 
     def _widened(self, loaded: "Loaded", fetch: int) -> Attempt:
-        return lambda xq: self._indexed(loaded, xq, fetch)
+        """Return the search for the nearest rows, dead ones among them."""
+        return lambda xq: np.concatenate(
+            [self._indexed(loaded, xq, fetch), self._tail(loaded, xq, fetch)], axis=1
+        )
 
     def _selected(self, loaded: "Loaded", allowed: Callable[[], RowArray]) -> Attempt:
-        """Return the search for allowed rows only; it gives None where the index can't do that."""
+        """Return the search for allowed rows only; None where exact search does that better."""
         from storage.index import SelectorRefused, all_but, only
 
         def attempt(xq: FloatArray) -> RowArray | None:
             rows = allowed()
+            if len(rows) < max(NARROW_SHARE * self._view.n, NARROW_ROWS):
+                return None
             inside = is_in(loaded.rowmap, rows)
             few, others = np.flatnonzero(inside), np.flatnonzero(~inside)
             selector = only(few) if len(few) < len(others) else all_but(others)
+            # An index meets allowed rows the more seldom, the fewer they are.
+            effort = len(inside) / max(len(few), 1)
             try:
-                return self._indexed(loaded, xq, self._fetch, selector, rows)
+                found = self._indexed(loaded, xq, self._fetch, selector, effort)
             except SelectorRefused:
                 return None
+            return np.concatenate([found, self._tail(loaded, xq, self._fetch, rows)], axis=1)
 
         return attempt
 
     def _indexed(
-        self,
-        loaded: "Loaded",
-        xq: FloatArray,
-        fetch: int,
-        selector: Any = None,
-        allowed: RowArray | None = None,
+        self, loaded: "Loaded", xq: FloatArray, fetch: int, selector: Any = None, effort: float = 1
     ) -> RowArray:
-        """Search the index, and the tail exactly."""
         from storage.index import search_index
 
-        newest = loaded.generation
-        _, positions = search_index(loaded.index, newest.parameters, xq, fetch, selector)
-        found = np.where(positions >= 0, loaded.rowmap[positions], -1)
-        tail = self._rows.blocks(newest.row_end, rows=allowed)
-        return np.concatenate([found, search_exact(tail, xq, fetch)[1]], axis=1)
+        parameters = {
+            name: round(value * min(effort, MOST_EFFORT)) if name in EFFORT else value
+            for name, value in loaded.generation.parameters.items()
+        }
+        _, positions = search_index(loaded.index, parameters, xq, fetch, selector)
+        return np.where(positions >= 0, loaded.rowmap[positions], -1)
+
+    def _tail(
+        self, loaded: "Loaded", xq: FloatArray, fetch: int, allowed: RowArray | None = None
+    ) -> RowArray:
+        blocks = self._rows.blocks(loaded.generation.row_end, rows=allowed)
+        return search_exact(blocks, xq, fetch)[1]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sqlalchemy import insert, select, update
 
+from storage.batches import batched
 from storage.catalog import Catalog
 from storage.home import Home
 from storage.reading import open_store
@@ -153,9 +154,8 @@ class Filled:
     def set_state(self, rows, state: str) -> None:
         """Give the files of some rows another state."""
         with self.catalog.write() as conn:
-            for row in rows:
-                where = File.image_id == self.base + int(row)
-                conn.execute(update(File).where(where).values(state=state))
+            for some in batched(self.base + int(row) for row in rows):
+                conn.execute(update(File).where(File.image_id.in_(some)).values(state=state))
 
 
 def nearest(x: np.ndarray, xq: np.ndarray, k: int, allowed=None) -> np.ndarray:
