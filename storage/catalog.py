@@ -10,7 +10,7 @@ from storage.database import BEGIN, insert_into, make_engine, now_clause, plain_
 from storage.errors import CatalogError
 from storage.home import Home, make_dir
 from storage.migrations import HEAD, SCHEMA, Schema
-from storage.opening import open_store, refuse_impossible
+from storage.opening import home_errors, open_store, refuse_impossible
 
 __all__ = ["HEAD", "Catalog", "insert_into"]
 
@@ -66,16 +66,17 @@ class Catalog:
         StoreMismatch
             Catalog and home belong to different stores.
         """
-        refuse_impossible(home, write=write)
-        if write:
-            make_dir(home.path)
-        engine = make_engine(home, write=write)
-        try:
-            with plain_errors(where(home)):
-                store_id = open_store(home, engine, schema, write=write)
-        except BaseException:
-            engine.dispose()
-            raise
+        with home_errors(home):
+            refuse_impossible(home, write=write)
+            if write:
+                make_dir(home.path)
+            engine = make_engine(home, write=write)
+            try:
+                with plain_errors(where(home)):
+                    store_id = open_store(home, engine, schema, write=write)
+            except BaseException:
+                engine.dispose()
+                raise
         return cls(home, engine, store_id, writable=write)
 
     def read(self) -> AbstractContextManager[Connection]:

@@ -151,8 +151,6 @@ def now_clause(dialect: str) -> TextClause:
     """Return the SQL for the database's clock, seconds since 1970."""
     if dialect == "postgresql":
         return text("SELECT extract(epoch FROM clock_timestamp())")
-    if sqlite3.sqlite_version_info >= (3, 42):
-        return text("SELECT unixepoch('subsec')")
     return text("SELECT (julianday('now') - 2440587.5) * 86400.0")
 
 
@@ -176,28 +174,24 @@ def plain_errors(place: str) -> Iterator[None]:
     """
     try:
         yield
-    except DBAPIError as err:
+    except (DBAPIError, sqlite3.Error) as err:
         explained = explain(err, place)
         if explained is None:
             raise
         raise explained from err
-    except sqlite3.Error as err:
-        explained = _match(_SQLITE, getattr(err, "sqlite_errorname", ""), place)
-        if explained is None:
-            raise
-        raise explained from err
 
 
-def explain(err: DBAPIError, place: str) -> StorageError | None:
+def explain(err: DBAPIError | sqlite3.Error, place: str) -> StorageError | None:
     """Return what the error means for a person, or None for a mistake of the program."""
-    sqlite_code = getattr(err.orig, "sqlite_errorname", None)
-    postgres_code = getattr(err.orig, "sqlstate", None)
+    cause = err.orig if isinstance(err, DBAPIError) else err
+    sqlite_code = getattr(cause, "sqlite_errorname", None)
+    postgres_code = getattr(cause, "sqlstate", None)
     known = _match(_SQLITE, sqlite_code or "", place) or _match(
         _POSTGRES, postgres_code or "", place
     )
     if known is not None or sqlite_code is not None or not isinstance(err, OperationalError):
         return known
-    reason = str(err.orig).strip().splitlines()[0]
+    reason = str(cause).strip().splitlines()[0]
     return CatalogError(
         f"the catalog {place} can't be reached: {reason}; start the server or mend the URL"
     )

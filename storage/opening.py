@@ -7,12 +7,14 @@ so that a catalog never meets another home's files.
 import os
 import sqlite3
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine, insert, select, text
 
 from storage.database import BEGIN, catalog_url, make_engine, now_clause, where
 from storage.errors import CatalogError, StoreMismatch
-from storage.home import FORMAT, Home, fs_type, fsync_dir, is_network_fs
+from storage.home import FORMAT, NETWORK_FS, Home, fs_type, fsync_dir
 from storage.migrations import Schema, upgrade
 from storage.tables import Part, Store
 
@@ -20,13 +22,23 @@ from storage.tables import Part, Store
 _MIGRATING = 7205759403792793
 
 
+@contextmanager
+def home_errors(home: Home) -> Iterator[None]:
+    """Turn what the file system refuses into one line."""
+    try:
+        yield
+    except OSError as err:
+        raise CatalogError(f"the home {home.path} can't be used: {err}") from err
+
+
 def refuse_impossible(home: Home, *, write: bool) -> None:
     """Refuse what can be seen without opening anything."""
     if catalog_url(home) is not None:
         return
-    if is_network_fs(home.path):
+    kind = fs_type(home.path)
+    if kind in NETWORK_FS:
         raise CatalogError(
-            f"{home.path} is on a network file system ({fs_type(home.path)}), where SQLite loses"
+            f"{home.path} is on a network file system ({kind}), where SQLite loses"
             " data; choose a local --home, or a Postgres server by LOOKALIKE_CATALOG_URL"
         )
     if not os.path.exists(home.sqlite):

@@ -72,19 +72,16 @@ def is_alive(owner: Owner) -> bool:
 
 def _exists(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
+        with suppress(PermissionError):  # another user's, but there
+            os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
     return True
 
 
 def _start_and_state(pid: int) -> tuple[str, str]:
     """Return start time and state letter of a process from ``/proc``, "" where unknown."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()  # the name before it may hold anything
-    except OSError:
-        return "", ""
-    return fields[19].decode("ascii"), fields[0].decode("ascii")
+    with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()  # the name before it may hold anything
+        return fields[19].decode("ascii"), fields[0].decode("ascii")
+    return "", ""

@@ -18,7 +18,6 @@ from storage.leases import (
     LEASE_S,
     RENEW_S,
     Lease,
-    changed,
     check_lease,
     finish_run,
     reap,
@@ -151,7 +150,8 @@ class Heartbeat:
 def _take(conn: Connection, lease: Lease, row: dict[str, Any]) -> str | None:
     """Insert the claim; return in words who has it if it is not this run."""
     values = {**row, "run_id": lease.run_id, "chunk": 0}
-    if changed(conn, insert_into(conn, Claim).values(values).on_conflict_do_nothing()):
+    take = insert_into(conn, Claim).values(values).on_conflict_do_nothing()
+    if conn.execute(take.returning(Claim.run_id)).first() is not None:
         return None
     holder = conn.execute(
         select(Run.id, Run.host, Run.pid, Run.started_at)
@@ -159,7 +159,7 @@ def _take(conn: Connection, lease: Lease, row: dict[str, Any]) -> str | None:
         .where(*(getattr(Claim, name) == value for name, value in row.items()))
     ).first()
     if holder is None:
-        return "a run that has just ended"
+        return _take(conn, lease, row)  # given back between the two statements
     if holder.id == lease.run_id:
         return None
     since = datetime.fromtimestamp(holder.started_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -8,13 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, text, update
 
 from storage.catalog import Catalog, insert_into
 from storage.errors import LeaseHeld, SpaceError
 from storage.home import make_dir
 from storage.runs import Lease, check_lease
 from storage.tables import Claim, Failure, Generation, Part, Space, SpaceKey, Vector
+
+_SPACES = 7205759403792794
+"""Postgres: number of the lock for changes of the spaces."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def ensure_space(
     make_dir(catalog.home.parts_dir(digest))
     make_dir(catalog.home.index_dir(digest))
     with catalog.write() as conn:
+        _take_turns(conn)
         space = _find(conn, Space.fingerprint == digest)
         if space is None:
             space = _make(
@@ -130,6 +134,7 @@ def use_space(catalog: Catalog, name: str) -> SpaceInfo:
         There is none.
     """
     with catalog.write() as conn:
+        _take_turns(conn)
         space = _get(conn, name)
         conn.execute(update(Space).values(current=Space.id == space.id))
         return _get(conn, name)
@@ -149,6 +154,7 @@ def drop_space(catalog: Catalog, lease: Lease, name: str) -> None:
     """
     with catalog.write() as conn:
         check_lease(conn, lease)
+        _take_turns(conn)
         space = _get(conn, name)
         others = select(Space.name).where(Space.id != space.id).order_by(Space.id)
         other = conn.execute(others).scalar()
@@ -164,13 +170,16 @@ def drop_space(catalog: Catalog, lease: Lease, name: str) -> None:
     for path in files:
         with suppress(FileNotFoundError):
             os.unlink(path)
-    for folder in (
-        catalog.home.parts_dir(space.fingerprint),
-        catalog.home.index_dir(space.fingerprint),
-        catalog.home.space_dir(space.fingerprint),
-    ):
+    home = catalog.home
+    for folder_of in (home.parts_dir, home.index_dir, home.space_dir):
         with suppress(OSError):  # not empty: made again
-            os.rmdir(folder)
+            os.rmdir(folder_of(space.fingerprint))
+
+
+def _take_turns(conn: Connection) -> None:
+    """Let one transaction at a time change which spaces there are, as it always is on SQLite."""
+    if conn.dialect.name == "postgresql":
+        conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SPACES})
 
 
 def _columns() -> Any:
@@ -236,16 +245,21 @@ def _free_name(facts: Mapping[str, Any], taken: Mapping[str, str]) -> str:
 def _refuse_busy(conn: Connection, lease: Lease, space: SpaceInfo) -> None:
     # Postgres: a commit into the space locks it, so that none is under way after this.
     conn.execute(select(Space.id).where(Space.id == space.id).with_for_update())
-    here = (Claim.space_id == space.id) | ((Claim.kind == "space") & (Claim.subject_id == space.id))
-    holder = conn.execute(select(Claim.run_id).where(here, Claim.run_id != lease.run_id)).scalar()
+    foreign = (_claims_in(space.id), Claim.run_id != lease.run_id)
+    holder = conn.execute(select(Claim.run_id).where(*foreign)).scalar()
     if holder is not None:
         raise LeaseHeld(f"run {holder} works in the space {space.name!r}; wait for it to end")
 
 
 def _delete_records(conn: Connection, space_id: int) -> None:
-    for table in (Claim, Failure, Vector, Generation, Part, SpaceKey):
+    conn.execute(delete(Claim).where(_claims_in(space_id)))
+    for table in (Failure, Vector, Generation, Part, SpaceKey):
         conn.execute(delete(table).where(table.space_id == space_id))
     conn.execute(delete(Space).where(Space.id == space_id))
+
+
+def _claims_in(space_id: int) -> ColumnElement[bool]:
+    return (Claim.space_id == space_id) | ((Claim.kind == "space") & (Claim.subject_id == space_id))
 
 
 def _files_below(folder: str) -> list[str]:
