@@ -152,3 +152,7 @@ def _say(message: str, code: int) -> int:
     line = " ".join(message.split())
     click.echo(f"lookalike: {line}", err=True)
     return code
+
+
+if __name__ == "__main__":
+    main()

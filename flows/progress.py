@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
 LINE_EVERY_S = 10.0
-"""Least time between two plain lines: a log file stays readable."""
+"""Least time before the first plain line and between two: a log file stays readable."""
 
 Kind = Literal["auto", "bars", "lines", "silent"]
 
@@ -40,7 +40,7 @@ class Progress:
         self._bars: Bars | None = None
         self._tasks: dict[str, int] = {}
         self._started = 0.0
-        self._last_line = float("-inf")
+        self._last_line = time.monotonic()  # a run of a few seconds needs no lines
 
     @property
     def console(self) -> "Console":

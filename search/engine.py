@@ -1,7 +1,7 @@
 """What looks like this?  The index is asked, the catalog says where the images lie."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -17,7 +17,7 @@ from storage.catalog import Catalog
 from storage.home import Home
 from storage.lookup import Lookup, Neighbour
 from storage.reading import Rows, again_if_missing, open_store, snapshot
-from storage.roots import find_root
+from storage.roots import RootInfo, find_root
 from storage.spaces import get_space
 
 FloatArray = npt.NDArray[np.float32]
@@ -197,31 +197,31 @@ class Searcher:
             exclude_image=question.exclude,
         )
         self.warnings += [line for line in found.warnings if line not in self.warnings]
-        folder = None if root is None else root.target
         with self.catalog.read() as conn:
             files = holders(conn, (one.image_id for each in found.neighbours for one in each))
         # An image that lost its last file since it was found is no hit any more.
         return [
-            [_hit(one, files[one.image_id], folder) for one in each if one.image_id in files]
+            [_hit(one, files[one.image_id], root) for one in each if one.image_id in files]
             for each in found.neighbours
         ]
 
 
-def _hit(neighbour: Neighbour, files: Sequence[Holder], folder: bytes | None) -> Hit:
-    first = next(_inside(files, folder), files[0])
+def _hit(neighbour: Neighbour, files: Sequence[Holder], root: RootInfo | None) -> Hit:
+    """Return the hit, shown by its first file; or by its first one where it was looked for."""
+    first = next((file for file in files if root is not None and _inside(file, root)), files[0])
+    named = next((file for file in (first, *files) if file.id or file.label), first)
     return Hit(
         score=neighbour.score,
         path=first.path,
-        paths=tuple(holder.path for holder in files),
+        paths=tuple(dict.fromkeys(file.path for file in files)),
         image_id=neighbour.image_id,
         row=neighbour.row,
-        id=first.id,
-        label=first.label,
+        id=named.id,
+        label=named.label,
     )
 
 
-def _inside(files: Sequence[Holder], folder: bytes | None) -> Iterator[Holder]:
-    """Yield the files at or below a folder: the hit is shown where it was looked for."""
-    if folder is not None:
-        below = folder.rstrip(b"/") + b"/"
-        yield from (f for f in files if f.path == folder or f.path.startswith(below))
+def _inside(file: Holder, root: RootInfo) -> bool:
+    below = os.path.join(root.target, b"")
+    here = not root.under or file.path == root.target or file.path.startswith(below)
+    return file.root_id == root.id and here

@@ -22,6 +22,7 @@ class Known:
 class Holder:
     """A live file that holds an image; ``path`` is absolute, id and label are a manifest's."""
 
+    root_id: int
     path: bytes
     id: str | None
     label: str | None
@@ -40,7 +41,15 @@ def known_image(conn: Connection, space_id: int, digest: bytes) -> Known | None:
 def holders(conn: Connection, image_ids: Iterable[int]) -> dict[int, list[Holder]]:
     """Return image id -> its live files in the order of their paths."""
     query = (
-        select(File.image_id, Root.path, Root.kind, File.path.label("key"), File.source, File.label)
+        select(
+            File.image_id,
+            Root.id,
+            Root.path,
+            Root.kind,
+            File.path.label("key"),
+            File.source,
+            File.label,
+        )
         .join(Root, Root.id == File.root_id)
         .where(File.state == "live")
     )
@@ -49,7 +58,7 @@ def holders(conn: Connection, image_ids: Iterable[int]) -> dict[int, list[Holder
         for row in conn.execute(query.where(File.image_id.in_(some))):
             path = row.source or os.path.join(row.path, row.key)
             key = os.fsdecode(row.key) if row.kind == "manifest" else None
-            found.setdefault(row.image_id, []).append(Holder(path, key, row.label))
+            found.setdefault(row.image_id, []).append(Holder(row.id, path, key, row.label))
     for files in found.values():
         files.sort(key=lambda holder: holder.path)
     return found

@@ -47,6 +47,8 @@ def test_plain_lines_come_at_most_every_ten_seconds(monkeypatch: pytest.MonkeyPa
     stream, clock = io.StringIO(), [1000.0]
     monkeypatch.setattr(flows.progress.time, "monotonic", lambda: clock[0])
     progress = Progress("lines", stream)
+    progress.scanning("/p", 4)
+    clock[0] += 10.0
     progress.scanning("/p", 5)
     progress.scanning("/p", 6)
     progress.pending(100)
@@ -64,7 +66,10 @@ def test_plain_lines_come_at_most_every_ten_seconds(monkeypatch: pytest.MonkeyPa
     ]
 
 
-def test_a_line_without_a_total_or_failures_has_no_time_left() -> None:
+def test_a_line_without_a_total_or_failures_has_no_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flows.progress, "LINE_EVERY_S", 0.0)
     stream = io.StringIO()
     Progress("lines", stream).advance(3)
     assert stream.getvalue() == "3 of 0 images, 0.0/s\n"

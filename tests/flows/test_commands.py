@@ -1,0 +1,487 @@
+"""Every command against a real store, as a person calls it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from extractor.errors import ExtractorError
+from flows.cli import cli, expected_code
+from flows.commands.index import _choice
+from flows.samples import draw_scene
+from flows.settings import load_settings
+from flows.spaces import SpaceChoice
+from storage.catalog import Catalog
+from storage.errors import StorageError
+from storage.home import Home
+from storage.roots import list_roots
+from storage.runs import claim, finish_run, start_run
+from tests.flows.terminal import CHECKOUT, loaded, lookalike
+from tests.flows.test_report import KEYS
+
+TINY = ("--model", "resnet18", "--weights", "random:0", "--no-prefect")
+
+
+def draw(path: Path, seed: int) -> None:
+    import random
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_scene(random.Random(seed)).resize((80, 60)).save(path, quality=90)
+
+
+def settle(base: Path) -> None:
+    """Let the files grow old enough for their signatures to be trusted, and index once more."""
+    time.sleep(2.6)
+    run(base, "index", "--no-prefect")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a store in ``home``, of 12 pictures and a broken one in ``pictures``."""
+    base = tmp_path_factory.mktemp("first")
+    for i in range(6):
+        draw(base / "pictures" / "a" / f"{i}.jpg", i)
+        draw(base / "pictures" / "b" / f"{i}.png", 10 + i)
+    (base / "pictures" / "broken.jpg").write_bytes(b"no picture at all")
+    result = run(base, "index", str(base / "pictures"), *TINY, "--json", code=3)
+    (base / "report.json").write_text(result.stdout)
+    return base
+
+
+@pytest.fixture
+def shop(first: Path, tmp_path: Path) -> Path:
+    """Return a copy of the first store, to be changed; its root is moved along."""
+    base = tmp_path / "shop"
+    shutil.copytree(first, base)
+    run(base, "roots", "move", str(first / "pictures"), str(base / "pictures"))
+    run(base, "index", "--no-prefect")
+    return base
+
+
+def run(base: Path, *args: str, code: int = 0) -> Result:
+    """Run a command in this process on the store of ``base``."""
+    result = CliRunner().invoke(cli, ["--home", str(base / "home"), *args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, (result.stdout, result.stderr)
+    return result
+
+
+def values(base: Path, *args: str, code: int = 0) -> Any:
+    return json.loads(run(base, *args, "--json", code=code).stdout)
+
+
+class TestIndex:
+    def test_the_first_report_has_the_promised_keys_and_counts(self, first: Path) -> None:
+        report = json.loads((first / "report.json").read_text())
+        assert list(report)[: len(KEYS)] == KEYS
+        assert (report["scanned"], report["new"], report["extracted"]) == (13, 13, 12)
+        assert (report["failed"], report["failures"]) == (1, {"unsupported": 1})
+        assert report["space"] == "resnet18-avgpool"
+        assert report["exit_code"] == 3
+        assert report["stages"]["forward"] > 0
+        assert report["limits"].endswith(".")
+
+    def test_each_group_is_told_with_its_reason(self, shop: Path) -> None:
+        root = shop / "pictures"
+        settle(shop)
+        for i in (0, 1, 2):
+            os.utime(root / "a" / f"{i}.jpg")
+        draw(root / "a" / "3.jpg", 300)
+        draw(root / "b" / "0.png", 301)
+        (root / "b" / "1.png").rename(root / "a" / "moved.png")
+        shutil.copy(root / "b" / "2.png", root / "copy.png")
+        (root / "b" / "3.png").unlink()
+        plan = values(shop, "index", "--plan")
+        report = values(shop, "index", "--no-prefect")
+        assert plan["scans"][0]["reasons"] == report["reasons"]
+        assert report["extracted"] == 2
+        assert (report["new"], report["moved"], report["copied"]) == (2, 1, 1)
+        assert (report["touched"], report["changed"], report["missing"]) == (3, 5, 2)
+        assert (report["failed"], report["exit_code"]) == (0, 0)
+
+    def test_where_nothing_changed_one_line_says_so(self, shop: Path) -> None:
+        settle(shop)
+        done = loaded("--home", str(shop / "home"), "index", "-q")
+        assert not done & {"torch", "torchvision", "prefect", "faiss"}
+        text = run(shop, "index").stdout
+        assert text.startswith("Nothing changed: 13 files scanned in ")
+        assert text.count("\n") == 1
+
+    def test_a_plan_touches_nothing(self, shop: Path) -> None:
+        draw(shop / "pictures" / "new.jpg", 77)
+        before = (shop / "home" / "catalog.sqlite").read_bytes()
+        text = run(shop, "index", "--plan").stdout
+        assert "1 new" in text
+        assert text.endswith("nothing was touched\n")
+        assert (shop / "home" / "catalog.sqlite").read_bytes() == before
+
+    def test_the_report_for_people_goes_to_stdout_and_progress_to_stderr(self, shop: Path) -> None:
+        draw(shop / "pictures" / "new.jpg", 78)
+        result = run(shop, "index", "--no-prefect")
+        assert result.stdout.startswith("Done: 1 image extracted into space resnet18-avgpool in ")
+        assert "files to read" in result.stderr
+        draw(shop / "pictures" / "newer.jpg", 79)
+        assert run(shop, "index", "--no-prefect", "--quiet").stderr == ""
+
+    def test_a_root_that_is_gone_changes_nothing(self, shop: Path) -> None:
+        (shop / "pictures").rename(shop / "away")
+        result = run(shop, "index", code=4)
+        [line] = [line for line in result.stderr.splitlines() if line.startswith("lookalike: ")]
+        assert str(shop / "pictures") in line
+        assert values(shop, "status")["roots"][0]["live"] == 13
+
+    def test_too_many_failures_have_their_own_code(self, shop: Path) -> None:
+        for i in range(3):
+            (shop / "pictures" / f"bad-{i}.jpg").write_bytes(b"bad %d" % i)
+        draw(shop / "pictures" / "good.jpg", 500)
+        args = ("index", "--no-prefect", "--max-failures", "0.5")
+        report = json.loads(run(shop, *args, "--json", code=7).stdout)
+        assert (report["extracted"], report["failed"]) == (1, 3)
+        assert report["troubles"] == {"7": ["75% of the images failed, --max-failures allows 50%"]}
+
+    @pytest.mark.parametrize(
+        ("args", "said"),
+        [
+            (("--model", "resnet19"), "resnet18"),
+            (("--space", "none"), "resnet18-avgpool"),
+            (("/nowhere",), "neither a directory nor a manifest"),
+            ((*TINY, "--layer", "fc9"), "fc9"),
+        ],
+    )
+    def test_what_is_asked_for_wrongly_is_usage(
+        self, shop: Path, args: tuple[str, ...], said: str
+    ) -> None:
+        with pytest.raises((StorageError, ExtractorError), match=said) as caught:
+            run(shop, "index", *args)
+        assert expected_code(caught.value) == 2
+        assert "\n" not in str(caught.value)
+
+    def test_ctrl_c_keeps_what_is_done(self, shop: Path) -> None:
+        for i in range(64):
+            draw(shop / "pictures" / "many" / f"{i}.jpg", 1000 + i)
+        program = "from flows.cli import main; main()"
+        with subprocess.Popen(
+            [
+                *(sys.executable, "-c", program, "--home", str(shop / "home"), "index"),
+                *("--no-prefect", "--chunk-size", "16", "--batch-size", "4"),
+            ],
+            cwd=CHECKOUT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            while "files to read" not in (line := process.stderr.readline()):
+                assert line, process.communicate()
+            deadline = time.monotonic() + 60
+            while values(shop, "status")["spaces"][0]["vectors"] < 12 + 16:
+                assert time.monotonic() < deadline
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        assert process.returncode == 130, (out, err)
+        assert out.startswith("Interrupted: ")
+        kept = values(shop, "status")["spaces"][0]["vectors"]
+        assert 12 + 16 <= kept < 12 + 64
+        assert values(shop, "index", "--no-prefect")["extracted"] == 12 + 64 - kept
+        assert run(shop, "check").stdout == "clean\n"
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("typed", "space", "environment", "choice"),
+        [
+            ({}, None, {}, SpaceChoice()),
+            ({"model": "vgg16"}, None, {}, SpaceChoice(model="vgg16")),
+            ({}, None, {"MODEL": "vgg16"}, SpaceChoice(model="vgg16")),
+            ({"model": "alexnet"}, None, {"LAYER": "fc7"}, SpaceChoice(model="alexnet")),
+            ({}, "mine", {"MODEL": "vgg16"}, SpaceChoice(space="mine")),
+            ({"dtype": "float16"}, "mine", {}, SpaceChoice(space="mine", dtype="float16")),
+            ({}, None, {"DTYPE": "float16"}, SpaceChoice(dtype="float16")),
+        ],
+    )
+    def test_flags_do_not_mix_with_the_settings_recipe(
+        self,
+        typed: dict[str, str],
+        space: str | None,
+        environment: dict[str, str],
+        choice: SpaceChoice,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        for name, value in environment.items():
+            monkeypatch.setenv(f"LOOKALIKE_{name}", value)
+        assert _choice(load_settings(typed), space) == choice
+
+
+class TestSearch:
+    def test_an_indexed_picture_needs_no_torch(self, first: Path) -> None:
+        query = str(first / "pictures/a/1.jpg")
+        done = loaded("--home", str(first / "home"), "search", query)
+        assert not done & {"torch", "torchvision", "prefect", "faiss", "alembic", "rich"}
+
+    def test_hits_are_a_table(self, first: Path) -> None:
+        query = first / "pictures/a/1.jpg"
+        lines = run(first, "search", str(query), "-k", "3").stdout.splitlines()
+        assert lines[0] == f"{query} in space resnet18-avgpool"
+        assert lines[1] == "rank   score  path"
+        assert lines[2] == f"   1  1.0000  {query}"
+        assert len(lines) == 5
+
+    def test_json_answers_each_query_in_order(self, first: Path) -> None:
+        queries = [str(first / f"pictures/a/{i}.jpg") for i in (2, 0)]
+        answers = values(first, "search", *queries, "-k", "2", "--no-self")
+        assert [answer["query"] for answer in answers] == queries
+        for query, answer in zip(queries, answers, strict=True):
+            assert answer["space"] == "resnet18-avgpool"
+            assert len(answer["hits"]) == 2
+            assert query not in answer["hits"][0]["paths"]
+
+    def test_a_folder_and_a_score_narrow_it(self, first: Path) -> None:
+        query = str(first / "pictures/a/1.jpg")
+        [answer] = values(first, "search", query, "--under", str(first / "pictures/b"))
+        assert {os.path.dirname(hit["path"]) for hit in answer["hits"]} == {
+            str(first / "pictures/b")
+        }
+        assert "no hits" in run(first, "search", query, "--no-self", "--min-score", "1").stdout
+
+    def test_a_new_picture_finds_the_one_that_it_is_made_of(
+        self, first: Path, tmp_path: Path
+    ) -> None:
+        original = first / "pictures/a/4.jpg"
+        with Image.open(original) as picture:
+            picture.save(tmp_path / "again.jpg", quality=60)
+        [answer] = values(first, "search", str(tmp_path / "again.jpg"), "-k", "1")
+        assert answer["hits"][0]["path"] == str(original)
+        assert 0.9 < answer["hits"][0]["score"] < 1.0
+
+    def test_a_sheet_is_drawn(self, first: Path, tmp_path: Path) -> None:
+        target = tmp_path / "sheet.png"
+        args = ("search", str(first / "pictures/a/1.jpg"), "--sheet", str(target))
+        assert run(first, *args).stderr == f"contact sheet: {target}\n"
+        with Image.open(target) as picture:
+            assert picture.width > 500
+
+    def test_copies_ids_and_odd_names_are_told(self, shop: Path) -> None:
+        root = shop / "pictures"
+        shutil.copy(root / "a/1.jpg", root / "a/1\n.jpg")
+        (shop / "shop.tsv").write_text(f"id\tpath\nsku-1\t{root}/a/1.jpg\nsku-2\t{root}/b/2.png\n")
+        run(shop, "index", str(shop / "shop.tsv"), str(root), "--no-prefect")
+        lines = run(shop, "search", str(root / "b/2.png"), "-k", "20").stdout.splitlines()
+        assert sum("\\x0a" in line for line in lines) == 1
+        assert sum("(and 1 more)" in line for line in lines) == 1
+        args = ("search", str(root / "b/2.png"), "--under", str(shop / "shop.tsv"), "-k", "1")
+        assert "id=sku-2" in run(shop, *args).stdout
+
+    def test_a_query_that_is_no_picture_is_usage(self, first: Path) -> None:
+        home = ("--home", str(first / "home"))
+        for name in ("pictures/broken.jpg", "pictures/none.jpg"):
+            done = lookalike(*home, "search", str(first / name), code=2)
+            assert done.stdout == ""
+            assert done.stderr.startswith(f"lookalike: {first / name}: ")
+            assert done.stderr.count("\n") == 1
+
+    def test_before_the_first_run_there_is_nothing_to_search(self, tmp_path: Path) -> None:
+        done = lookalike("search", "x.jpg", code=5)
+        assert done.stderr.startswith("lookalike: nothing is indexed yet in ")
+
+    def test_a_broken_index_is_said_and_gone_round(self, shop: Path) -> None:
+        for path in (shop / "home/spaces").rglob("*.faiss"):
+            path.write_bytes(b"broken")
+        from storage.lookup import Lookup
+
+        query = str(shop / "pictures/a/1.jpg")
+        exact_below = Lookup.__init__.__kwdefaults__["exact_below"]
+        Lookup.__init__.__kwdefaults__["exact_below"] = 0
+        try:
+            result = run(shop, "search", query, "-k", "1")
+        finally:
+            Lookup.__init__.__kwdefaults__["exact_below"] = exact_below
+        assert query in result.stdout
+        assert "searched without the index" in result.stderr
+
+
+class TestStatus:
+    def test_it_needs_nothing_indexed(self, tmp_path: Path) -> None:
+        text = run(tmp_path, "status").stdout
+        assert text.startswith(f"home {tmp_path}/home, store not made yet")
+        assert "nothing is indexed yet" in text
+        assert values(tmp_path, "status")["store_id"] is None
+        assert not (tmp_path / "home").exists()
+
+    def test_it_shows_roots_spaces_runs_and_each_settings_origin(self, first: Path) -> None:
+        status = values(first, "status")
+        assert status["settings"]["home"] == {"value": str(first / "home"), "origin": "flag"}
+        assert status["settings"]["model"] == {"value": "resnet50", "origin": "default"}
+        [root] = status["roots"]
+        assert (root["path"], root["live"], root["missing"]) == (str(first / "pictures"), 13, 0)
+        [space] = status["spaces"]
+        assert (space["vectors"], space["pending"]) == (12, 0)
+        assert space["failures"] == {"unsupported": 1}
+        assert space["current"] is True
+        assert status["runs"][-1]["kind"] == "index"
+        assert status["images"] == 13
+        text = run(first, "status").stdout
+        for said in (status["store_id"], str(first / "pictures"), "resnet18-avgpool *", "done"):
+            assert said in text
+
+    def test_it_loads_neither_torch_nor_prefect(self, first: Path) -> None:
+        done = loaded("--home", str(first / "home"), "status")
+        assert not done & {"torch", "torchvision", "prefect", "faiss", "alembic"}
+
+
+class TestFailures:
+    def test_they_are_listed_and_armed_again(self, shop: Path) -> None:
+        found = values(shop, "failures")
+        assert found["counts"] == {"unsupported": 1}
+        [failure] = found["failures"]
+        assert failure["path"] == str(shop / "pictures/broken.jpg")
+        assert (failure["stage"], failure["class"]) == ("decode", "unsupported")
+        text = run(shop, "failures").stdout
+        assert "decode/unsupported" in text
+        assert text.endswith("\n1 unsupported\n")
+        assert run(shop, "retry", "--class", "truncated").stdout.startswith("0 failures forgotten")
+        assert run(shop, "retry", str(shop / "pictures/a")).stdout.startswith("0 failures")
+        assert run(shop, "retry").stdout.startswith("1 failures forgotten")
+        assert run(shop, "failures").stdout == "No failures in space resnet18-avgpool.\n"
+        report = json.loads(run(shop, "index", "--no-prefect", "--json", code=3).stdout)
+        assert (report["failed"], report["extracted"]) == (1, 0)
+
+
+class TestUpkeep:
+    def test_check_tells_damage_and_mends_it(self, shop: Path) -> None:
+        assert run(shop, "check").stdout == "clean\n"
+        assert values(shop, "check", "--quick") == []
+        [part] = [
+            p for p in (shop / "home/spaces").rglob("*/parts/*.npy") if p.stem.count(".") == 0
+        ]
+        data = bytearray(part.read_bytes())
+        data[-5] ^= 0xFF
+        part.write_bytes(data)
+        result = run(shop, "check", code=5)
+        assert result.stdout.startswith("error: ")
+        assert part.stem in result.stdout
+        assert "(repaired)" in run(shop, "check", "--repair").stdout
+        assert values(shop, "index", "--no-prefect")["extracted"] == 12
+        assert run(shop, "check").stdout == "clean\n"
+
+    def test_compact_drops_what_is_dead(self, shop: Path) -> None:
+        shutil.rmtree(shop / "pictures/b")
+        run(shop, "index", "--confirm-missing", "--no-prefect")
+        text = run(shop, "compact", "--force").stdout
+        assert text.startswith("space resnet18-avgpool: 6 dead vectors dropped, 1 parts are now 1")
+        assert values(shop, "spaces", "list")[0]["vectors"] == 6
+        assert run(shop, "compact", "--space", "resnet18-avgpool").stdout.startswith("space ")
+        assert run(shop, "check").stdout == "clean\n"
+
+    def test_forget_removes_an_image_for_good(self, shop: Path) -> None:
+        query = shop / "pictures/a/1.jpg"
+        text = run(shop, "forget", str(query)).stdout
+        assert text == "forgotten: 1 images, 1 files, 1 vectors\n"
+        assert values(shop, "status")["spaces"][0]["vectors"] == 11
+        [answer] = values(shop, "search", str(shop / "pictures/a/2.jpg"), "-k", "50")
+        assert str(query) not in [hit["path"] for hit in answer["hits"]]
+        assert run(shop, "check").stdout == "clean\n"
+
+
+class TestRootsAndSpaces:
+    def test_roots_are_listed_moved_and_removed(self, shop: Path) -> None:
+        old, new = shop / "pictures", shop / "photos"
+        assert str(old) in run(shop, "roots").stdout
+        old.rename(new)
+        assert run(shop, "roots", "move", str(old), str(new)).stdout == (
+            f"moved: {old} is now {new}\n"
+        )
+        assert values(shop, "index", "--no-prefect")["extracted"] == 0
+        [root] = values(shop, "roots", "list")
+        assert (root["path"], root["kind"], root["live"]) == (str(new), "directory", 13)
+        assert run(shop, "roots", "remove", str(new)).stdout == (
+            f"removed: {new}, 13 files forgotten; `lookalike compact` frees disk\n"
+        )
+        assert values(shop, "roots", "list") == []
+        assert new.exists()
+
+    def test_a_root_that_a_run_has_is_held(self, shop: Path) -> None:
+        with Catalog.open(Home(str(shop / "home")), write=True) as catalog:
+            lease = start_run(catalog, "index")
+            [root] = list_roots(catalog)
+            claim(catalog, lease, "root", root.id)
+            args = ("--home", str(shop / "home"), "roots", "remove", str(shop / "pictures"))
+            done = lookalike(*args, code=6)
+            finish_run(catalog, lease, "done", {})
+        assert lease.run_id in done.stderr
+        assert done.stderr.count("\n") == 1
+
+    def test_spaces_are_listed_chosen_and_dropped(self, shop: Path) -> None:
+        result = run(
+            shop,
+            "index",
+            *TINY,
+            "--layer",
+            "logits",
+            "--space",
+            "classes",
+            "--dtype",
+            "float16",
+        )
+        assert "made beside the current one" in result.stderr
+        names = [
+            (s["name"], s["current"], s["dim"], s["dtype"]) for s in values(shop, "spaces", "list")
+        ]
+        assert names == [
+            ("resnet18-avgpool", True, 512, "float32"),
+            ("classes", False, 1000, "float16"),
+        ]
+        assert "classes  " in run(shop, "spaces").stdout
+        assert run(shop, "spaces", "use", "classes").stdout == "space classes is the current one\n"
+        [answer] = values(shop, "search", str(shop / "pictures/a/1.jpg"), "-k", "1")
+        assert answer["space"] == "classes"
+        report = values(shop, "index", "--space", "all", "--no-prefect")
+        assert (report["space"], report["extracted"]) == ("resnet18-avgpool, classes", 0)
+        dropped = run(shop, "spaces", "drop", "resnet18-avgpool").stdout
+        assert dropped == "space resnet18-avgpool is dropped\n"
+        assert [s["name"] for s in values(shop, "spaces", "list")] == ["classes"]
+        done = lookalike("--home", str(shop / "home"), "spaces", "use", "none", code=2)
+        assert "there are: classes" in done.stderr
+
+
+class TestOthers:
+    def test_models_are_listed(self, tmp_path: Path) -> None:
+        lines = run(tmp_path, "models", "resnet1*").stdout.splitlines()
+        assert lines[0].split()[:2] == ["network", "numbers"]
+        assert [line.split()[0] for line in lines[1:]] == ["resnet101", "resnet152", "resnet18"]
+        [model] = values(tmp_path, "models", "resnet18")
+        assert (model["name"], model["dim"]) == ("resnet18", 512)
+        done = run(tmp_path, "models", "nothing-like-it", code=2)
+        assert "no network matches 'nothing-like-it'" in done.stderr
+
+    def test_down_without_a_server_and_up_with_one(self, tmp_path: Path) -> None:
+        assert run(tmp_path, "down").stdout.startswith("no server to stop")
+        from dataclasses import asdict
+
+        from storage.owner import this_process
+
+        folder = tmp_path / "home" / "prefect"
+        folder.mkdir(parents=True)
+        facts = {"url": "http://127.0.0.1:9/api", "owner": asdict(this_process())}
+        (folder / "server.json").write_text(json.dumps(facts))
+        said = "Prefect's server runs already: http://127.0.0.1:9\n"
+        assert run(tmp_path, "up").stdout == said
+
+    def test_a_run_that_a_person_breaks_off_is_recorded_so(self, shop: Path) -> None:
+        from flows.commands.base import leased
+
+        with Catalog.open(Home(str(shop / "home")), write=True) as catalog:
+            for error, state in ((KeyboardInterrupt, "interrupted"), (ValueError, "failed")):
+                with pytest.raises(error), leased(catalog, "compact"):
+                    raise error
+                [last] = [r for r in values(shop, "status")["runs"] if r["kind"] == "compact"][:1]
+                assert last["state"] == state
