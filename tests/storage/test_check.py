@@ -1,0 +1,157 @@
+import os
+
+import numpy as np
+import pytest
+from sqlalchemy import delete, func, select, update
+
+from storage.check import check
+from storage.generation import generation_paths
+from storage.lookup import Lookup
+from storage.publish import publish
+from storage.reading import open_store, snapshot
+from storage.runs import start_run
+from storage.tables import Part, Space, Vector
+from tests.storage.filled import Filled, clustered
+
+D = 16
+
+
+@pytest.fixture
+def lease(catalog):
+    return start_run(catalog, "check")
+
+
+@pytest.fixture
+def filled(catalog, lease):
+    filled = Filled(catalog, D)
+    for seed in range(3):
+        filled.add(clustered(20, D, seed=seed))
+    publish(catalog, lease, filled.space)
+    return filled
+
+
+def errors(found):
+    return [finding.what for finding in found if finding.severity == "error"]
+
+
+def part_path(filled, number, kind=""):
+    view = snapshot(filled.catalog, filled.space)
+    return open_store(filled.catalog, filled.space).path(view.parts[number].name, kind)
+
+
+def index_paths(filled):
+    folder = filled.catalog.home.index_dir(filled.space.fingerprint)
+    return generation_paths(folder, snapshot(filled.catalog, filled.space).generation.name)
+
+
+def flip(path):
+    """Change one bit in the middle of a file."""
+    os.chmod(path, 0o600)
+    with open(path, "r+b") as file:
+        file.seek(os.path.getsize(path) // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 4]))
+
+
+def truncate(path):
+    os.truncate(path, os.path.getsize(path) - 8)
+
+
+def test_a_sound_store_has_no_findings(filled):
+    assert check(filled.catalog) == []
+    assert check(filled.catalog, deep=True) == []
+
+
+def test_an_empty_store_has_no_findings(catalog):
+    assert check(catalog, deep=True) == []
+
+
+@pytest.mark.parametrize("harm", [os.unlink, truncate])
+@pytest.mark.parametrize("kind", ["", ".ids"])
+def test_a_part_that_is_gone_or_short_is_found_and_its_images_are_pending_again(
+    filled, lease, harm, kind
+):
+    harm(part_path(filled, 1, kind))
+    found = errors(check(filled.catalog))
+    assert len(found) == 2
+    assert "20 rows" in found[1]
+    mended = check(filled.catalog, repair=True, lease=lease)
+    assert all(finding.repaired for finding in mended)
+    assert check(filled.catalog, deep=True) == []
+    with filled.catalog.read() as conn:
+        rows = conn.execute(select(Vector.row).order_by(Vector.row)).scalars().all()
+    assert rows == [*range(20), *range(40, 60)]
+    nearest = Lookup(filled.catalog, filled.space, exact_below=0).nearest(filled.x[25:26], 60)
+    assert len(nearest.neighbours[0]) == 40
+
+
+@pytest.mark.parametrize("kind", ["", ".ids"])
+def test_flipped_bits_are_found_by_the_deep_check(filled, lease, kind):
+    flip(part_path(filled, 0, kind))
+    assert errors(check(filled.catalog)) == []
+    assert errors(check(filled.catalog, deep=True))
+    check(filled.catalog, repair=True, deep=True, lease=lease)
+    assert check(filled.catalog, deep=True) == []
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("harm", [os.unlink, truncate])
+def test_a_broken_index_is_found_and_built_anew(filled, lease, which, harm):
+    harm(index_paths(filled)[which])
+    assert len(errors(check(filled.catalog))) == 1
+    before = snapshot(filled.catalog, filled.space).generation
+    check(filled.catalog, repair=True, lease=lease)
+    after = snapshot(filled.catalog, filled.space).generation
+    assert after.id > before.id
+    assert check(filled.catalog, deep=True) == []
+
+
+def test_a_flipped_index_is_found_by_the_deep_check(filled):
+    flip(index_paths(filled)[0])
+    assert errors(check(filled.catalog)) == []
+    assert len(errors(check(filled.catalog, deep=True))) == 1
+
+
+def test_vectors_without_unit_length_are_found(filled):
+    path = part_path(filled, 0)
+    vectors = np.load(path)
+    np.save(path, vectors * 2)
+    from storage.durable import file_checksum
+
+    with filled.catalog.write() as conn:  # someone recorded the wrong file
+        name = snapshot(filled.catalog, filled.space).parts[0].name
+        values = {"checksum": file_checksum(path)}
+        conn.execute(update(Part).where(Part.name == name).values(values))
+    found = errors(check(filled.catalog, deep=True))
+    assert len(found) == 2
+    assert "unit length" in found[0]
+
+
+def test_rows_that_no_part_holds_are_given_up(filled, lease):
+    with filled.catalog.write() as conn:
+        name = snapshot(filled.catalog, filled.space).parts[2].name
+        conn.execute(delete(Part).where(Part.name == name))
+    found = errors(check(filled.catalog))
+    assert len(found) == 1
+    assert "20 rows" in found[0]
+    check(filled.catalog, repair=True, lease=lease)
+    assert errors(check(filled.catalog)) == []
+    with filled.catalog.read() as conn:
+        assert conn.execute(select(func.count()).select_from(Vector)).scalar() == 40
+
+
+def test_overlapping_rows_and_two_current_spaces_are_said(filled):
+    with filled.catalog.write() as conn:
+        conn.execute(update(Space).values(next_row=50, current=False))
+    found = errors(check(filled.catalog))
+    assert any("overlap" in what for what in found)
+    assert any("current" in what for what in found)
+
+
+def test_orphans_are_information(filled):
+    part = filled.store.append("20200101T000000-abcdef", clustered(1, D), [b"x" * 32])
+    found = check(filled.catalog)
+    assert [finding.severity for finding in found] == ["info"]
+    assert "2 files" in found[0].what
+    assert os.path.exists(filled.store.path(part.name))

@@ -1,0 +1,180 @@
+import os
+
+import numpy as np
+import pytest
+from sqlalchemy import func, select, update
+
+from storage.compact import SMALL_ROWS, compact, dead_share, delete_old_files, orphans
+from storage.errors import LeaseHeld, LeaseLost
+from storage.lookup import Lookup
+from storage.publish import publish
+from storage.reading import Rows, open_store, snapshot
+from storage.runs import claim, finish_run, start_run
+from storage.tables import File, Part, Vector
+from tests.storage.filled import Filled, clustered
+
+D = 16
+
+
+@pytest.fixture
+def filled(catalog):
+    return Filled(catalog, D)
+
+
+@pytest.fixture
+def lease(catalog):
+    return start_run(catalog, "compact")
+
+
+def vectors(filled):
+    """Return row -> vector as a reader finds them."""
+    view = snapshot(filled.catalog, filled.space)
+    rows = Rows(open_store(filled.catalog, filled.space), view.parts)
+    return {int(r): x for block, some in rows.blocks() for r, x in zip(block, some, strict=True)}
+
+
+def test_small_neighbours_are_merged_and_rows_keep_their_vectors(filled, lease):
+    for seed in range(5):
+        filled.add(clustered(20, D, seed=seed))
+    before = vectors(filled)
+    result = compact(filled.catalog, lease, filled.space)
+    assert (result.parts_before, result.parts_after, result.rows_dropped) == (5, 1, 0)
+    after = vectors(filled)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[row], after[row]) for row in before)
+    again = compact(filled.catalog, lease, filled.space)
+    assert (again.parts_before, again.parts_after) == (1, 1)
+
+
+def test_dead_rows_go_when_they_are_many_and_numbers_stay(filled, lease):
+    x = clustered(SMALL_ROWS + 4, D)
+    rows = filled.add(x)
+    filled.set_state(rows[:40], "missing")
+    assert 0 < dead_share(filled.catalog, filled.space) < 0.1
+    assert compact(filled.catalog, lease, filled.space).rows_dropped == 0
+    filled.set_state(rows[: SMALL_ROWS // 2], "missing")
+    result = compact(filled.catalog, lease, filled.space)
+    assert result.rows_dropped == SMALL_ROWS // 2
+    assert result.bytes_after < result.bytes_before
+    left = vectors(filled)
+    assert sorted(left) == rows[SMALL_ROWS // 2 :].tolist()
+    assert all(np.array_equal(left[row], x[row]) for row in left)
+    with filled.catalog.read() as conn:
+        entered = conn.execute(select(Vector.row).order_by(Vector.row)).scalars().all()
+    assert entered == sorted(left)
+
+
+def test_force_drops_every_dead_row_duplicates_too(filled, lease):
+    filled.add(clustered(30, D), duplicates=(3, 4))
+    rows = filled.add(clustered(30, D, seed=1))
+    filled.set_state(rows[:1], "missing")
+    result = compact(filled.catalog, lease, filled.space, force=True)
+    assert result.rows_dropped == 3
+    assert sorted(vectors(filled)) == [n for n in range(60) if n not in (3, 4, 30)]
+    # A second time over a part that leaves rows out already.
+    filled.set_state(rows[1:3], "missing")
+    assert compact(filled.catalog, lease, filled.space, force=True).rows_dropped == 2
+    assert sorted(vectors(filled)) == [n for n in range(60) if n not in (3, 4, 30, 31, 32)]
+
+
+def test_a_part_without_live_rows_goes_altogether(filled, lease):
+    rows = filled.add(clustered(10, D))
+    filled.set_state(rows, "missing")
+    result = compact(filled.catalog, lease, filled.space, force=True)
+    assert (result.parts_after, result.bytes_after) == (0, 0)
+    assert vectors(filled) == {}
+
+
+def test_float16_survives_unchanged(catalog, lease):
+    filled = Filled(catalog, D, "float16")
+    for seed in range(2):
+        filled.add(clustered(20, D, seed=seed))
+    before = vectors(filled)
+    compact(catalog, lease, filled.space)
+    after = vectors(filled)
+    assert all(np.array_equal(before[row], after[row]) for row in before)
+
+
+def test_search_finds_the_same_before_and_after_and_through_an_old_index(filled, lease):
+    for seed in range(3):
+        filled.add(clustered(400, D, seed=seed))
+    publish(filled.catalog, lease, filled.space)
+    dead = np.arange(0, 1200, 3)
+    filled.set_state(dead, "missing")
+    lookup = Lookup(filled.catalog, filled.space, exact_below=0)
+    queries = clustered(20, D, seed=9)
+    before = lookup.nearest(queries, 10).neighbours
+    compact(filled.catalog, lease, filled.space)
+    between = lookup.nearest(queries, 10).neighbours  # the index still holds the dropped rows
+    publish(filled.catalog, lease, filled.space)
+    after = lookup.nearest(queries, 10).neighbours
+    found = [[n.row for n in one] for one in before]
+    assert not set(np.ravel(found)) & set(dead)
+    assert [[n.row for n in one] for one in between] == found
+    assert [[n.row for n in one] for one in after] == found
+
+
+def test_an_image_that_comes_back_after_its_row_went_is_pending_again(filled, lease):
+    rows = filled.add(clustered(20, D))
+    filled.set_state(rows[:5], "missing")
+    compact(filled.catalog, lease, filled.space, force=True)
+    filled.set_state(rows[:5], "live")
+    with filled.catalog.read() as conn:
+        without = conn.execute(
+            select(func.count())
+            .select_from(File)
+            .outerjoin(Vector, Vector.image_id == File.image_id)
+            .where(Vector.row.is_(None))
+        ).scalar()
+    assert without == 5
+
+
+def test_replaced_files_stay_for_a_day(filled, lease):
+    for seed in range(2):
+        filled.add(clustered(20, D, seed=seed))
+    publish(filled.catalog, lease, filled.space)
+    old = snapshot(filled.catalog, filled.space)
+    compact(filled.catalog, lease, filled.space)
+    publish(filled.catalog, lease, filled.space)
+    store = open_store(filled.catalog, filled.space)
+    assert delete_old_files(filled.catalog, lease) == 0
+    assert all(os.path.exists(store.path(part.name)) for part in old.parts)
+    with filled.catalog.write() as conn:
+        past = filled.catalog.now(conn) - 90_000
+        conn.execute(update(Part).where(Part.state == "replaced").values(replaced_at=past))
+    assert delete_old_files(filled.catalog, lease) == 2
+    assert not any(os.path.exists(store.path(part.name)) for part in old.parts)
+    assert delete_old_files(filled.catalog, lease, keep_s=0) == 1  # the index
+    assert len(vectors(filled)) == 40
+
+
+def test_orphans_go_when_their_run_has_ended_and_they_are_old(filled, lease):
+    filled.add(clustered(4, D))
+    ended = start_run(filled.catalog, "index")
+    for run in (ended, lease):
+        part = filled.store.append(run.run_id, clustered(4, D), [bytes([n] * 32) for n in range(4)])
+        assert os.path.exists(filled.store.path(part.name))
+    finish_run(filled.catalog, ended, "failed")
+    left = orphans(filled.catalog, filled.space)
+    assert {os.path.basename(path).startswith(ended.run_id) for path in left} == {True}
+    assert len(left) == 2
+    assert delete_old_files(filled.catalog, lease) == 0  # not a day old
+    for path in left:
+        os.utime(path, (0, 0))
+    assert delete_old_files(filled.catalog, lease) == 2
+    assert orphans(filled.catalog, filled.space) == []
+    assert len(vectors(filled)) == 4
+
+
+def test_another_holder_and_a_lost_lease_are_refused(filled, lease):
+    for seed in range(2):
+        filled.add(clustered(10, D, seed=seed))
+    other = start_run(filled.catalog, "publish")
+    claim(filled.catalog, other, "space", filled.space.id, filled.space.id)
+    with pytest.raises(LeaseHeld):
+        compact(filled.catalog, lease, filled.space)
+    finish_run(filled.catalog, other, "done")
+    finish_run(filled.catalog, lease, "done")
+    with pytest.raises(LeaseLost):
+        compact(filled.catalog, lease, filled.space)
+    assert len(snapshot(filled.catalog, filled.space).parts) == 2

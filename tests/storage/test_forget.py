@@ -1,0 +1,110 @@
+import os
+
+import pytest
+from sqlalchemy import func, insert, select
+
+from storage.errors import LeaseHeld, RootError
+from storage.forget import forget
+from storage.lookup import Lookup
+from storage.publish import publish
+from storage.reading import snapshot
+from storage.runs import claim, finish_run, start_run
+from storage.tables import Failure, File, Image, Vector
+from tests.storage.filled import Filled, clustered
+
+D = 16
+
+
+@pytest.fixture
+def lease(catalog):
+    return start_run(catalog, "forget")
+
+
+@pytest.fixture
+def filled(catalog, lease):
+    filled = Filled(catalog, D)
+    filled.add(clustered(20, D))
+    filled.add(clustered(20, D, seed=1), folder="holiday/")
+    publish(catalog, lease, filled.space)
+    return filled
+
+
+def path(filled, name):
+    return os.fsencode(filled.catalog.home.path) + b"-root/" + name
+
+
+def holds(folder, needle):
+    """Return the files below a folder that contain some bytes."""
+    found = []
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(where, name), "rb") as file:
+                if needle in file.read():
+                    found.append(name)
+    return found
+
+
+def test_no_byte_of_a_forgotten_vector_or_digest_is_left(filled, lease):
+    vector = filled.x[7].tobytes()
+    with filled.catalog.read() as conn:
+        digest = conn.execute(select(Image.digest).join(Vector).where(Vector.row == 7)).scalar()
+    home = filled.catalog.home.path
+    assert holds(home, vector)
+    result = forget(filled.catalog, lease, [path(filled, b"0000007.jpg")])
+    assert (result.images, result.files, result.vectors) == (1, 1, 1)
+    filled.catalog.close()
+    assert holds(home, vector) == []
+    assert holds(home, digest) == []
+    found = Lookup(filled.catalog, filled.space, exact_below=0).nearest(filled.x[7:8], 40)
+    assert 7 not in [neighbour.row for neighbour in found.neighbours[0]]
+    assert len(found.neighbours[0]) == 39
+
+
+def test_a_folder_is_forgotten_whole_and_the_other_part_is_not_rewritten(filled, lease):
+    first = snapshot(filled.catalog, filled.space).parts[0]
+    result = forget(filled.catalog, lease, [path(filled, b"holiday")])
+    assert (result.images, result.vectors) == (20, 20)
+    view = snapshot(filled.catalog, filled.space)
+    assert [part.name for part in view.parts] == [first.name]
+    assert view.generation.n == 20
+
+
+def test_copies_of_a_forgotten_image_lose_their_records_too(filled, lease):
+    with filled.catalog.write() as conn:
+        image = conn.execute(select(Vector.image_id).where(Vector.row == 3)).scalar()
+        row = dict(
+            conn.execute(select(File.__table__).where(File.image_id == image)).mappings().one()
+        )
+        del row["id"]
+        conn.execute(insert(File).values({**row, "path": b"copy.jpg", "display": "copy"}))
+        conn.execute(
+            insert(Failure).values(
+                stage="read", failure_class="io", message="", transient=True, file_id=1,
+                first_at=0.0, last_at=0.0, run_id="run",
+            )
+        )  # fmt: skip
+    assert forget(filled.catalog, lease, [path(filled, b"copy.jpg")]).files == 2
+    with filled.catalog.read() as conn:
+        assert conn.execute(select(func.count()).select_from(File)).scalar() == 39
+        assert conn.execute(select(func.count()).select_from(Image)).scalar() == 39
+
+
+def test_forgetting_everything_leaves_an_empty_space(filled, lease):
+    forget(filled.catalog, lease, [path(filled, b"")[:-1]])
+    view = snapshot(filled.catalog, filled.space)
+    assert (view.n, view.generation) == (0, None)
+    assert Lookup(filled.catalog, filled.space).nearest(filled.x[:1], 5).neighbours == [[]]
+
+
+def test_what_is_not_known_or_in_use_is_refused(filled, lease):
+    with pytest.raises(RootError, match="nothing is known"):
+        forget(filled.catalog, lease, [path(filled, b"nobody.jpg")])
+    with pytest.raises(RootError, match="any root"):
+        forget(filled.catalog, lease, [b"/elsewhere/x.jpg"])
+    other = start_run(filled.catalog, "publish")
+    claim(filled.catalog, other, "space", filled.space.id, filled.space.id)
+    with pytest.raises(LeaseHeld):
+        forget(filled.catalog, lease, [path(filled, b"0000001.jpg")])
+    finish_run(filled.catalog, other, "done")
+    with filled.catalog.read() as conn:
+        assert conn.execute(select(func.count()).select_from(Vector)).scalar() == 40
