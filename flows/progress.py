@@ -73,7 +73,7 @@ class Progress:
         """Say that ``n`` files of a root were seen so far."""
         with self._lock:
             if self._bars is not None:
-                self._update(f"scan {root}", None, n)
+                self._update(self._bars, f"scan {root}", None, n)
             else:
                 self._line(f"scanning {root}: {n} files")
 
@@ -83,7 +83,7 @@ class Progress:
             self.total = total
             self._started = self._started or time.monotonic()
             if self._bars is not None:
-                self._update("images", total, self.done)
+                self._update(self._bars, "images", total, self.done)
 
     def advance(self, n: int = 1, failed: int = 0) -> None:
         """Count ``n`` more images as done, ``failed`` of them without a vector."""
@@ -91,7 +91,7 @@ class Progress:
             self.done += n
             self.failed += failed
             if self._bars is not None:
-                self._update("images", self.total, self.done)
+                self._update(self._bars, "images", self.total, self.done)
             else:
                 self._line(self._state())
 
@@ -116,15 +116,13 @@ class Progress:
             line += f", {duration(left / rate)} left"
         return line + (f", {self.failed} failed" if self.failed else "")
 
-    def _update(self, name: str, total: int | None, done: int) -> None:
+    def _update(self, bars: "Bars", name: str, total: int | None, done: int) -> None:
         from rich.progress import TaskID
 
-        if self._bars is None:
-            return
         if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=total, failed="")
+            self._tasks[name] = bars.add_task(name, total=total, failed="")
         failed = f"{self.failed} failed" if self.failed and total is not None else ""
-        self._bars.update(TaskID(self._tasks[name]), total=total, completed=done, failed=failed)
+        bars.update(TaskID(self._tasks[name]), total=total, completed=done, failed=failed)
 
     def _line(self, line: str) -> None:
         now = time.monotonic()

@@ -27,7 +27,7 @@ def python(*args: str | bytes, env: dict[str, str] | None = None) -> Done:
 
 def lookalike(*args: str | bytes, env: dict[str, str] | None = None, code: int = 0) -> Done:
     """Run a command and hold its exit code against ``code``."""
-    done = python("-c", "from flows.cli import main; main()", *args, env=env)
+    done = python("-m", "flows.cli", *args, env=env)
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     return done
 

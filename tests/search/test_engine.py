@@ -15,7 +15,7 @@ from storage.errors import CatalogError, RootError, SpaceError
 from storage.home import Home
 from storage.spaces import ensure_space
 from tests.flows.terminal import python
-from tests.search.stores import Store, digest_of, draw, vector_of
+from tests.search.stores import DIM, PREPROCESS, Store, digest_of, draw, vector_of
 
 
 @pytest.fixture
@@ -208,6 +208,26 @@ def test_a_model_that_gives_other_vectors_is_refused(store: Store) -> None:
     message = str(caught.value)
     assert space.fingerprint[:16] in message
     assert "(architecture, node differ)" in message
+
+
+def test_a_picture_without_a_direction_is_refused(store: Store) -> None:
+    import torch
+
+    from extractor.engine import Engine
+    from extractor.models import Model, ModelSpec
+    from search.query import Vectors
+
+    class Nothing(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.new_zeros(len(x), DIM) + x.amax((1, 2, 3)).clamp(min=0)[:, None]
+
+    spec = ModelSpec("nothing", "", "x", "none", False, PREPROCESS, DIM)
+    vectors = Vectors(store.space())
+    vectors._engine = Engine(Model(spec, Nothing(), "x"), device="cpu")
+    white, black = np.full((3, 32, 32), 255, np.uint8), np.zeros((3, 32, 32), np.uint8)
+    assert vectors.of([white] * 70, ["white"] * 70).shape == (70, DIM)
+    with pytest.raises(QueryError, match=r"black\.png: the network gives no finite vector"):
+        vectors.of([white, black], ["white.png", "black.png"])
 
 
 def test_the_package_gives_the_searcher_and_nothing_else() -> None:
