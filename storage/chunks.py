@@ -36,9 +36,6 @@ from storage.tables import Claim, Failure, File, Image, Root, Run, Vector
 Scope = Iterable[int | tuple[int, bytes]]
 """Root ids, or pairs of a root id and a relative path: that file, or what lies below it."""
 
-CLAIM_BATCH = 200
-"""Claims of one INSERT: five values each, below SQLite's limit."""
-
 SEEN = (File.seen_size_bytes, File.seen_mtime_ns, File.seen_ctime_ns, File.seen_inode)
 HASHED = (File.digest_size_bytes, File.digest_mtime_ns, File.digest_ctime_ns, File.digest_inode)
 FAILED = (Failure.size_bytes, Failure.mtime_ns, Failure.ctime_ns, Failure.inode)
@@ -288,11 +285,12 @@ def _take(conn: Connection, query: Select[Any], row: dict[str, Any]) -> tuple[Wo
         )
         .with_for_update(of=File, skip_locked=True)
     ).all()
-    mine: set[int] = set()
-    for batch in batched(found, CLAIM_BATCH):
-        rows = [{**row, "subject_id": item[0]} for item in batch]
-        insert = insert_into(conn, Claim).values(rows).on_conflict_do_nothing()
-        mine.update(conn.execute(insert.returning(Claim.subject_id)).scalars())
+    if not found:
+        return ()
+    # Postgres: a run that read before our neighbour's commit meets its claims only here.
+    insert = insert_into(conn, Claim).on_conflict_do_nothing().returning(Claim.subject_id)
+    rows = [{**row, "subject_id": item[0]} for item in found]
+    mine = set(conn.execute(insert, rows).scalars())
     return tuple(
         Work(file_id, source or os.path.join(root, path), digest, size_bytes)
         for file_id, root, path, source, digest, size_bytes in found

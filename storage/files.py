@@ -112,8 +112,8 @@ class _Scan:
     def run(self, *, dry: bool, lease: Lease | None) -> ScanResult:
         started = time.monotonic()
         root, catalog = self.root, self.catalog
-        preflight(catalog, root, confirm_missing=self.confirm)
         place = _place(root)
+        preflight(catalog, root, confirm_missing=self.confirm)
         known_live = count_live(catalog, root) if root.id else 0
         with Spool() as held:
             # Only a root that has something to lose waits for the end of the walk.

@@ -1,0 +1,142 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from storage.catalog import Catalog
+from storage.chunks import pending_counts
+from storage.failures import counts_by_class, list_failures, record, retry
+from storage.roots import add_root
+from storage.runs import Lease
+from storage.spaces import SpaceInfo, ensure_space
+from tests.storage.job import Job, dump, put
+
+
+@pytest.fixture
+def job(catalog: Catalog, lease: Lease, space: SpaceInfo, tmp_path: Path) -> Job:
+    """Return a job that has met every kind of failure."""
+    job = Job(catalog, lease, space, tmp_path / "photos")
+    put(job.folder, {"a/1.jpg": b"broken 1", "a/2.jpg": b"broken 1", "b/3.jpg": b"broken 3"})
+    put(job.folder, {"b/4.jpg": b"dark", "b/5.jpg": b"heavy", "c.jpg": b"c", "good.jpg": b"good"})
+    put(job.folder, {"gone.jpg": b"broken and gone", "d.jpg": b"d"})
+    job.trouble = {
+        os.fsencode(job.folder / "c.jpg"): ("permission", False),
+        os.fsencode(job.folder / "d.jpg"): ("io", True),
+    }
+    job.run()
+    (job.folder / "gone.jpg").unlink()
+    job.scan()
+    return job
+
+
+def other_space(job: Job) -> SpaceInfo:
+    return ensure_space(
+        job.catalog,
+        name="other",
+        spec={"dim": 8, "dtype": "float32", "decode_version": 2},
+        request={},
+        key="other",
+    )
+
+
+def test_failures_are_listed_with_the_live_files_that_they_are_about(job: Job) -> None:
+    infos = list_failures(job.catalog)
+    folder = os.fsencode(job.folder)
+    found = {
+        os.path.relpath(info.path, folder): (info.stage, info.failure_class, info.copies)
+        for info in infos
+    }
+    assert found == {
+        b"a/1.jpg": ("decode", "truncated", 2),
+        b"b/3.jpg": ("decode", "truncated", 1),
+        b"b/4.jpg": ("forward", "nan", 1),
+        b"b/5.jpg": ("forward", "memory", 1),
+        b"c.jpg": ("read", "permission", 1),
+        b"d.jpg": ("read", "io", 1),
+    }
+    assert {info.failure_class for info in infos if info.transient} == {"memory", "io"}
+    assert {(info.message, info.attempts) for info in infos} == {("no", 1)}
+    assert len(list_failures(job.catalog, limit=2)) == 2
+    assert counts_by_class(job.catalog) == {
+        "truncated": 2, "nan": 1, "memory": 1, "permission": 1, "io": 1,
+    }  # fmt: skip
+
+
+def test_a_space_is_shown_what_keeps_files_out_of_it(job: Job) -> None:
+    assert len(list_failures(job.catalog, job.space)) == 6
+    assert counts_by_class(job.catalog, other_space(job)) == {"permission": 1, "io": 1}
+    assert {info.stage for info in list_failures(job.catalog, other_space(job))} == {"read"}
+
+
+def test_the_latest_failure_comes_first(job: Job) -> None:
+    job.extract()
+    names = [info.failure_class for info in list_failures(job.catalog, limit=2)]
+    assert sorted(names) == ["io", "memory"]
+
+
+def test_retry_arms_everything_that_stands(job: Job) -> None:
+    assert job.extract() == {"failed": 2}  # what passes is tried anyway
+    assert retry(job.catalog) == 5
+    counts = pending_counts(job.catalog, job.space)
+    assert (counts.to_read, counts.to_extract, counts.total) == (2, 4, 6 + 1)
+    assert job.extract()["failed"] == 6
+    assert len(list_failures(job.catalog)) == 6
+
+
+def test_retry_arms_one_class(job: Job) -> None:
+    assert retry(job.catalog, failure_class="nothing like it") == 0
+    assert retry(job.catalog, failure_class="io") == 0
+    assert retry(job.catalog, failure_class="nan") == 1
+    assert "nan" not in counts_by_class(job.catalog)
+    assert retry(job.catalog, failure_class="permission") == 1
+    assert counts_by_class(job.catalog) == {"truncated": 2, "memory": 1, "io": 1}
+
+
+@pytest.mark.parametrize(
+    ("paths", "armed"),
+    [
+        ([], 0),
+        (["a/1.jpg"], 1),
+        (["a"], 1),
+        (["b"], 2),
+        (["c.jpg"], 1),
+        (["a/2.jpg", "c.jpg"], 2),
+        (["."], 5),
+        (["good.jpg", "nowhere.jpg"], 0),
+        (["../elsewhere"], 0),
+    ],
+)
+def test_retry_arms_files_and_what_lies_below_folders(
+    job: Job, paths: list[str], armed: int
+) -> None:
+    absolute = [os.fsencode(os.path.join(job.folder, path)) for path in paths]
+    assert retry(job.catalog, paths=absolute) == armed
+
+
+def test_retry_takes_class_and_path_together(job: Job) -> None:
+    path = [os.fsencode(job.folder / "b")]
+    assert retry(job.catalog, failure_class="nan", paths=path) == 1
+    assert counts_by_class(job.catalog)["truncated"] == 2
+
+
+def test_retry_knows_a_manifest_s_file_by_where_it_lies(
+    catalog: Catalog, lease: Lease, space: SpaceInfo, tmp_path: Path
+) -> None:
+    from storage.files import scan_root
+
+    put(tmp_path / "data", {"x.jpg": b"broken"})
+    (tmp_path / "list.csv").write_text("id,path\nx,data/x.jpg\n")
+    job = Job(catalog, lease, space, tmp_path / "data")
+    root = add_root(catalog, os.fsencode(tmp_path / "list.csv"))
+    scan_root(catalog, root, confirm_missing=False, skip=None)
+    assert job.extract() == {"failed": 1}
+    (info,) = list_failures(catalog)
+    assert info.path == os.fsencode(tmp_path / "data" / "x.jpg")
+    assert retry(catalog, paths=[os.fsencode(tmp_path / "data" / "x.jpg")]) == 1
+
+
+def test_nothing_is_recorded_for_no_failures(catalog: Catalog) -> None:
+    with catalog.write() as conn:
+        record(conn, [])
+    assert dump(catalog)["failures"] == []
+    assert list_failures(catalog) == []
