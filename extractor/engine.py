@@ -1,0 +1,265 @@
+"""The forward pass: uint8 pixels in, unit vectors out, on whatever device there is.
+
+Trouble with one picture stays with that picture: a batch that fails is split until the culprit is
+alone.  Trouble with the device or the network (nothing at all goes through) is raised.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from extractor.device import choose_device, first_line, is_memory
+from extractor.loader import Failure
+from extractor.models import Model
+
+_CPU_BATCH = 16  # larger batches gain nothing on a CPU and make an interrupt wait
+_GPU_BATCH = 256
+_GPU_SHARE = 0.6  # of the free memory: cuDNN wants room for its workspaces
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a batch gave.
+
+    Attributes
+    ----------
+    vectors
+        Shape (N, D), float32, unit length; a row of NaN where there is a fault.
+    faults
+        Why a row has no vector, by its number.
+    """
+
+    vectors: NDArray[np.float32]
+    faults: Mapping[int, Failure]
+
+
+class Engine:
+    """Runs a network over batches of pixels.
+
+    Parameters
+    ----------
+    model
+        The network; it is moved to the device.
+    device
+        ``auto`` (CUDA, else Apple's GPU, else the CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    batch_size
+        Images in a forward pass; None chooses by the device and its memory.
+
+    Raises
+    ------
+    DeviceError
+        The device is unknown, or this machine has none of its kind.
+    """
+
+    def __init__(self, model: Model, device: str = "auto", batch_size: int | None = None) -> None:
+        self.spec = model.spec
+        self.device = choose_device(device)
+        self.half = self.device.type == "cuda"
+        self.module = model.module.eval().to(self.device)
+        self.module.to(memory_format=torch.channels_last)
+        preprocess = model.preprocess
+        self._side = preprocess.crop_size
+        self._mean = torch.tensor(preprocess.mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(preprocess.std, device=self.device).view(1, 3, 1, 1)
+        self.batch_size = batch_size or self._fitting_batch()
+
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """How the vectors are made now: ``device``, ``engine``, ``precision``, ``batch_size``."""
+        name = self.device.type
+        if self.device.type == "cuda":  # pragma: no cover - needs CUDA
+            name = torch.cuda.get_device_name(self.device)
+        return {
+            "device": name,
+            "engine": f"torch {torch.__version__}",
+            "precision": "float16" if self.half else "float32",
+            "batch_size": self.batch_size,
+        }
+
+    def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return one vector a picture; see `run`, whose faults are rows of NaN here.
+
+        Parameters
+        ----------
+        pixels
+            Shape (N, 3, H, W), uint8, for any N.
+        """
+        return self.run(pixels).vectors
+
+    def run(self, pixels: NDArray[np.uint8]) -> Vectors:
+        """Make vectors in batches of at most ``batch_size``, which memory trouble halves for good.
+
+        Parameters
+        ----------
+        pixels
+            Shape (N, 3, H, W), uint8, for any N.
+
+        Raises
+        ------
+        ValueError
+            The pixels are not of that shape and type.
+        RuntimeError
+            The network fails whatever it is given.
+        """
+        return self.submit(pixels).result()
+
+    def submit(self, pixels: NDArray[np.uint8]) -> "Pending":
+        """Start a batch.  On a GPU this returns while it runs, so that the next can be filled.
+
+        Raises
+        ------
+        ValueError
+            The pixels are not of shape (N, 3, H, W) and uint8.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (3, *self._side):
+            raise ValueError(
+                f"the network takes uint8 (N, 3, {self._side[0]}, {self._side[1]}), "
+                f"these pixels are {pixels.dtype} {pixels.shape}"
+            )
+        pending = Pending(self, pixels)
+        spans = [(0, len(pixels))] if len(pixels) else []
+        while spans:
+            start, end = spans.pop()
+            size = self.batch_size
+            if end - start <= size:
+                failure = self._try(pending, start, end)
+                if failure is None:
+                    continue
+                if end - start == 1:
+                    pending.faults[start] = failure
+                    continue
+                size = (end - start) // 2
+                if failure.failure_class == "memory":
+                    self.batch_size = size
+            spans += [(start + size, end), (start, start + size)]
+        return pending
+
+    def _try(self, pending: "Pending", start: int, end: int) -> Failure | None:
+        """Start one forward pass; return why it failed.  Raise if the network never works."""
+        try:
+            pending.features.append((start, self.features(pending.pixels[start:end])))
+            return None
+        except Exception as error:  # noqa: BLE001 - one picture must not stop the others
+            trouble = error
+        if is_memory(trouble):
+            text = first_line(trouble)
+            del trouble  # it holds the tensors of the failed pass
+            if self.device.type == "cuda":  # pragma: no cover - needs CUDA
+                torch.cuda.empty_cache()
+            return Failure("forward", "memory", text, transient=True)
+        if end - start == 1:
+            self._probe(trouble)
+        return Failure("forward", "error", first_line(trouble), transient=False)
+
+    def _probe(self, trouble: Exception) -> None:
+        """Raise ``trouble`` if a grey picture fails too: then the picture is not at fault."""
+        try:
+            self.features(np.full((1, 3, *self._side), 128, np.uint8))
+        except Exception:  # noqa: BLE001 - whatever it is, the first trouble says more
+            raise trouble from None
+
+    @torch.inference_mode()
+    def features(self, pixels: NDArray[np.uint8], precise: bool = False) -> torch.Tensor:
+        """Run one forward pass.
+
+        Parameters
+        ----------
+        pixels
+            Shape (N, 3, H, W), uint8.
+        precise
+            Compute in float32 even where half precision is the rule.
+
+        Returns
+        -------
+        Tensor
+            Features (N, D) on the device, float32, not yet of unit length.
+        """
+        x = torch.from_numpy(np.ascontiguousarray(pixels))
+        if self.device.type == "cuda":  # pragma: no cover - needs CUDA
+            x = x.pin_memory()
+        x = x.to(self.device, non_blocking=True)
+        x = x.to(torch.float32, memory_format=torch.channels_last)
+        x = x.div_(255).sub_(self._mean).div_(self._std)  # as torchvision's preset does it
+        if self.half and not precise:  # pragma: no cover - needs CUDA
+            with torch.autocast("cuda", torch.float16):
+                out: torch.Tensor = self.module(x)
+        else:
+            out = self.module(x)
+        return out.float()
+
+    def _fitting_batch(self) -> int:
+        if self.device.type != "cuda":
+            return _CPU_BATCH
+        return self._fitting_gpu_batch()  # pragma: no cover - needs CUDA
+
+    def _fitting_gpu_batch(self) -> int:  # pragma: no cover - needs CUDA
+        """Measure the memory of a small batch and return the power of two that fits."""
+        n = 8
+        self.features(np.zeros((n, 3, *self._side), np.uint8))
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self.features(np.zeros((n, 3, *self._side), np.uint8))
+        torch.cuda.synchronize(self.device)
+        each = max(1, (torch.cuda.max_memory_allocated(self.device) - before) // n)
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(self.device)
+        fitting = min(_GPU_BATCH, max(1, int(free * _GPU_SHARE) // each))
+        return 1 << (int(fitting).bit_length() - 1)
+
+
+class Pending:
+    """A batch on its way through the device."""
+
+    def __init__(self, engine: Engine, pixels: NDArray[np.uint8]) -> None:
+        self.engine = engine
+        self.pixels = pixels
+        self.features: list[tuple[int, torch.Tensor]] = []
+        self.faults: dict[int, Failure] = {}
+
+    def result(self) -> Vectors:
+        """Wait for the batch and return its vectors."""
+        dim = self.engine.spec.dim
+        raw = np.full((len(self.pixels), dim), np.nan, np.float32)
+        for start, features in self.features:
+            raw[start : start + len(features)] = features.cpu().numpy()
+        if self.engine.half:  # pragma: no cover - needs CUDA
+            self._again_in_float32(raw)
+        vectors, faults = normalise(raw)
+        return Vectors(vectors, faults | self.faults)
+
+    def _again_in_float32(self, raw: NDArray[np.float32]) -> None:  # pragma: no cover - needs CUDA
+        """Recompute what half precision overflowed or swallowed."""
+        bad = ~np.isfinite(raw).all(axis=1) | ~raw.any(axis=1)
+        for i in np.flatnonzero(bad):
+            if int(i) not in self.faults:
+                raw[i] = self.engine.features(self.pixels[i : i + 1], precise=True).cpu().numpy()
+
+
+def normalise(raw: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[int, Failure]]:
+    """Scale features to unit length.
+
+    Parameters
+    ----------
+    raw
+        Shape (N, D), float32.
+
+    Returns
+    -------
+    vectors
+        Shape (N, D), float32; NaN in the rows that have no direction.
+    faults
+        For each of those rows a failure of class ``nan`` (a number is not finite) or ``zero``.
+    """
+    exact = raw.astype(np.float64)  # the square of a float32 can overflow or vanish
+    norms = np.sqrt(np.einsum("nd,nd->n", exact, exact))
+    faults = {}
+    for i in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))):
+        finite = norms[i] == 0
+        text = "all features are zero" if finite else "a feature is not a finite number"
+        faults[int(i)] = Failure("forward", "zero" if finite else "nan", text, transient=False)
+        norms[i] = np.nan
+    return (exact / norms[:, None]).astype(np.float32), faults

@@ -1,0 +1,246 @@
+"""Files in, vectors out: the loader's threads run ahead while batches go through the engine."""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extractor.loader import Failure, Loaded, Source, load
+from extractor.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from extractor.engine import Engine, Pending
+
+Signature = tuple[int, int, int, int]
+
+_AHEAD = 512  # two batches of the largest size
+_AHEAD_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A file whose bytes were read and hashed, and whose picture is settled.
+
+    Attributes
+    ----------
+    sig
+        ``(size_bytes, mtime_ns, ctime_ns, inode)`` of the open file.
+    read_at_ns
+        This machine's clock just before the file was opened.
+    """
+
+    key: int
+    digest: bytes
+    sig: Signature
+    read_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A file that could not be read (no digest), or an image that has no vector."""
+
+    key: int
+    digest: bytes | None
+    sig: Signature | None
+    failure: Failure
+
+
+@dataclass
+class Extracted:
+    """What became of the sources.  A source in neither ``reads`` nor ``failures`` was not done.
+
+    Attributes
+    ----------
+    reads
+        Files that were read; those with a decode or forward failure are among them.
+    failures
+        What went wrong, at most one for a file, and one for an image.
+    digests
+        The images that have a vector now, each once.
+    vectors
+        Shape (n, D), float32, unit length, in the order of ``digests``; (0, 0) if there is none.
+    seconds
+        ``read``, ``hash``, ``decode`` in the loader's threads, added up; ``wait`` for them,
+        ``model`` (building the engine) and ``forward`` in this thread; ``total``.
+    n_forward
+        Images that went into a forward pass.
+    """
+
+    reads: list[Read] = field(default_factory=list)
+    failures: list[Failed] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    vectors: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    seconds: dict[str, float] = field(default_factory=dict)
+    n_forward: int = 0
+
+
+def extract(  # noqa: PLR0913 - each is one plain thing of the caller's
+    sources: Iterable[Source],
+    *,
+    wants: Callable[[bytes], bool],
+    preprocess: Preprocess,
+    engine: "Callable[[], Engine]",
+    workers: int,
+    stop: threading.Event,
+    progress: Callable[[int, int], None],
+) -> Extracted:
+    """Read files, and make one vector for each distinct image that is wanted.
+
+    Parameters
+    ----------
+    sources
+        The files.
+    wants
+        Told a SHA-256 digest, says whether its vector is wanted.  Called from several threads;
+        equal content inside one call is asked about once.
+    preprocess
+        How a picture becomes pixels; that of the engine's model.
+    engine
+        Returns the engine.  Called on the first image that needs a forward pass, or never.
+    workers
+        Number of loader threads.
+    stop
+        When set, the batch that runs is finished and what is left is given back.
+    progress
+        Told how many more sources are done, and how many of those failed.
+
+    Returns
+    -------
+    Extracted
+        A file whose image is not settled, because of ``stop``, is in none of its lists.
+    """
+    started = time.perf_counter()
+    job = _Job(wants, engine, progress)
+    ahead = max(2 * workers, min(_AHEAD, _AHEAD_BYTES // (3 * preprocess.crop_size[0] ** 2)))
+    loading = load(
+        sources, wants=job.asks, preprocess=preprocess, workers=workers, ahead=ahead, stop=stop
+    )
+    with closing(cast("Generator[Loaded]", loading)):
+        while not stop.is_set() and (loaded := job.next(loading)):
+            job.take(loaded)
+    if not stop.is_set():
+        job.submit()
+    job.harvest()
+    result = job.finish()
+    result.seconds["total"] = time.perf_counter() - started
+    return result
+
+
+class _Job:
+    """The state of one call of ``extract``."""
+
+    def __init__(
+        self,
+        wants: Callable[[bytes], bool],
+        engine: "Callable[[], Engine]",
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self.result = Extracted()
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._reads: list[Read] = []
+        self._wants = wants
+        self._make_engine = engine
+        self._progress = progress
+        self._engine: Engine | None = None
+        self._lock = threading.Lock()
+        self._asked: dict[bytes, bool] = {}
+        self._settled: set[bytes] = set()
+        self._batch: list[Loaded] = []
+        self._running: tuple[list[Loaded], Pending] | None = None
+        self._vectors: list[NDArray[np.float32]] = []
+
+    def asks(self, digest: bytes) -> bool:
+        """Ask the caller once for each content; further files of it need no pixels."""
+        with self._lock:
+            if digest in self._asked:
+                return False
+            self._asked[digest] = False
+        wanted = self._wants(digest)
+        self._asked[digest] = wanted
+        return wanted
+
+    def next(self, loading: Iterator[Loaded]) -> Loaded | None:
+        with self._timed("wait"):
+            return next(loading, None)
+
+    def take(self, loaded: Loaded) -> None:
+        """Note one source, and submit a batch if it is the last that was missing."""
+        for stage, seconds in loaded.seconds._asdict().items():
+            self._seconds[stage] += seconds
+        if loaded.digest is not None and loaded.sig is not None:
+            self._reads.append(Read(loaded.key, loaded.digest, loaded.sig, loaded.read_at_ns))
+        if loaded.pixels is not None:
+            self._batch.append(loaded)
+            if len(self._batch) >= self._get_engine().batch_size:
+                self.submit()
+            return
+        if loaded.failure is not None:
+            self._fail(loaded, loaded.failure)
+        self._progress(1, int(loaded.failure is not None))
+
+    def submit(self) -> None:
+        """Start the batch at hand, then collect the one before it, which ran meanwhile."""
+        batch, self._batch = self._batch, []
+        if not batch:
+            return
+        engine = self._get_engine()
+        with self._timed("forward"):
+            pictures = [loaded.pixels for loaded in batch if loaded.pixels is not None]
+            pending = engine.submit(np.stack(pictures))
+        self.harvest()
+        # The pictures are in the engine's hands now.
+        self._running = ([replace(loaded, pixels=None) for loaded in batch], pending)
+
+    def harvest(self) -> None:
+        """Collect the batch that is running, if there is one."""
+        if self._running is None:
+            return
+        (batch, pending), self._running = self._running, None
+        with self._timed("forward"):
+            result = pending.result()
+        vectors, faults = result.vectors, result.faults
+        good = [i for i in range(len(batch)) if i not in faults]
+        for i, failure in faults.items():
+            self._fail(batch[i], failure)
+        self.result.digests += [self._settle(batch[i]) for i in good]
+        self.result.n_forward += len(batch)
+        self._vectors.append(vectors[good])
+        self._progress(len(batch), len(faults))
+
+    def finish(self) -> Extracted:
+        """Leave out the files whose image a stop has left without vector or failure."""
+        left = {digest for digest, wanted in self._asked.items() if wanted} - self._settled
+        self.result.reads = [read for read in self._reads if read.digest not in left]
+        if self._vectors:
+            self.result.vectors = np.concatenate(self._vectors)
+        self.result.seconds = dict(self._seconds)
+        return self.result
+
+    def _fail(self, loaded: Loaded, failure: Failure) -> None:
+        self._settle(loaded)
+        self.result.failures.append(Failed(loaded.key, loaded.digest, loaded.sig, failure))
+
+    def _settle(self, loaded: Loaded) -> bytes:
+        digest = loaded.digest or b""
+        self._settled.add(digest)
+        return digest
+
+    def _get_engine(self) -> "Engine":
+        if self._engine is None:
+            with self._timed("model"):
+                self._engine = self._make_engine()
+        return self._engine
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.perf_counter() - started
