@@ -23,16 +23,29 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 RowArray = npt.NDArray[np.int64]
-Attempt = Callable[[FloatArray], RowArray | None]
-"""Queries ``(nq, d)`` -> candidate rows ``(nq, c)``, -1 where none; None: not possible here."""
+Attempt = Callable[[FloatArray], "Candidates | None"]
+"""Queries, shape ``(nq, d)`` -> candidates; None: another way is better."""
 
 FETCH = 100
 WIDENINGS = (1, 4, 16)
 NARROW_ROWS = 50_000
 NARROW_SHARE = 0.05
 """What leaves less is searched exactly: a graph's recall falls to a third there."""
+LEAST_LIVE = 0.1
+"""Where fewer candidates live, those that do lie so far out that a graph misses nearer ones."""
 EFFORT = ("nprobe", "efSearch")
 MOST_EFFORT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Rows that may be near: from the index, and by comparison of the other vectors with all.
+
+    Shapes ``(nq, c)``, int64, best first, -1 where there are no more; the widths may differ.
+    """
+
+    indexed: RowArray
+    compared: RowArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +91,32 @@ class Search:
             candidates = attempt(wish.xq[lacking]) if lacking else None
             if candidates is None:
                 continue
-            live = live_rows(
-                self._conn, self._view.space.id, np.unique(candidates[candidates >= 0])
-            )
-            for query, rows in zip(lacking, candidates, strict=True):
-                hits[query] = self._rescored(query, rows, live)
-            lacking = [query for query in lacking if not self._enough(hits[query])]
+            both = np.concatenate([candidates.indexed, candidates.compared], axis=1)
+            live = live_rows(self._conn, self._view.space.id, np.unique(both[both >= 0]))
+            still = []
+            for at, query in enumerate(lacking):
+                hits[query] = self._rescored(query, both[at], live)
+                if not self._settled(hits[query], candidates, at):
+                    still.append(query)
+            lacking = still
         floor = -np.inf if wish.min_score is None else wish.min_score
         return [[hit for hit in found[: wish.k] if hit.score >= floor] for found in hits]
 
-    def _enough(self, found: list[Neighbour]) -> bool:
-        wish = self._wish
+    def _settled(self, found: list[Neighbour], candidates: Candidates, at: int) -> bool:
+        """Say whether index and comparison, each by itself, have no nearer live row to offer."""
+        compared, indexed = candidates.compared[at], candidates.indexed[at]
+        if compared[-1] >= 0 and not self._enough(found, compared):
+            return False  # not all of them are here
+        return not len(indexed) or self._enough(found, indexed, LEAST_LIVE)
+
+    def _enough(self, found: list[Neighbour], rows: RowArray, least: float = 0) -> bool:
+        wish, own = self._wish, set(rows[rows >= 0].tolist())
+        hits = [hit for hit in found if hit.row in own]
+        if len(hits) < least * len(own):
+            return False
         # What a wider search adds is farther away than what is here.
-        too_far = wish.min_score is not None and found and found[-1].score < wish.min_score
-        return bool(too_far) or len(found) >= wish.k
+        too_far = wish.min_score is not None and hits and hits[-1].score < wish.min_score
+        return bool(too_far) or len(hits) >= wish.k
 
     def _rescored(self, query: int, rows: RowArray, live: dict[int, int]) -> list[Neighbour]:
         """Return the live candidates by true cosine, nearest first."""
@@ -130,21 +155,22 @@ class Search:
             self._live = entered_rows(self._conn, self._view.space.id, live=True)
         return self._live
 
-    def _exact(self, xq: FloatArray, allowed: RowArray | None = None) -> RowArray:
+    def _exact(self, xq: FloatArray, allowed: RowArray | None = None) -> Candidates:
         """Compare the queries with every row, or with each that is allowed."""
-        return search_exact(self._rows.blocks(rows=allowed), xq, self._fetch)[1]
+        compared = search_exact(self._rows.blocks(rows=allowed), xq, self._fetch)[1]
+        return Candidates(np.empty((len(xq), 0), np.int64), compared)
 
     def _widened(self, loaded: "Loaded", fetch: int) -> Attempt:
         """Return the search for the nearest rows, dead ones among them."""
-        return lambda xq: np.concatenate(
-            [self._indexed(loaded, xq, fetch), self._tail(loaded, xq, fetch)], axis=1
+        return lambda xq: Candidates(
+            self._indexed(loaded, xq, fetch), self._tail(loaded, xq, fetch)
         )
 
     def _selected(self, loaded: "Loaded", allowed: Callable[[], RowArray]) -> Attempt:
         """Return the search for allowed rows only; None where exact search does that better."""
         from storage.index import SelectorRefused, all_but, only
 
-        def attempt(xq: FloatArray) -> RowArray | None:
+        def attempt(xq: FloatArray) -> Candidates | None:
             rows = allowed()
             if len(rows) < max(NARROW_SHARE * self._view.n, NARROW_ROWS):
                 return None
@@ -157,7 +183,7 @@ class Search:
                 found = self._indexed(loaded, xq, self._fetch, selector, effort)
             except SelectorRefused:
                 return None
-            return np.concatenate([found, self._tail(loaded, xq, self._fetch, rows)], axis=1)
+            return Candidates(found, self._tail(loaded, xq, self._fetch, rows))
 
         return attempt
 

@@ -160,12 +160,38 @@ def test_a_crowd_of_dead_near_duplicates(crowded, monkeypatch, factory, narrow):
     xq = crowded.x[[0, 17, CROWD + 3]]
     found = np.array(rows_of(by_index(crowded).nearest(xq, K)))
     truth = nearest(crowded.x, xq, K, alive)
-    if factory == "HNSW16,SQ8":  # so dense a crowd is badly linked to the rest of the graph
+    if factory == "HNSW16,SQ8":
+        # So dense a crowd is badly linked to the rest of the graph.
         assert found.shape == truth.shape
         assert np.isin(found, alive).all()
         assert recall(found, truth) >= 0.7
     else:
         assert found.tolist() == truth.tolist()
+
+
+@pytest.mark.parametrize("factory", ["HNSW16,SQ8", "IVF32,SQ8"])
+def test_a_few_living_among_many_dead(filled, factory):
+    published(filled, factory)
+    alive = np.arange(0, N, 25)
+    filled.set_state(np.setdiff1d(np.arange(N), alive), "missing")
+    xq = filled.x[1::400]
+    truth = nearest(filled.x, xq, K, alive)
+    assert rows_of(by_index(filled).nearest(xq, K)) == truth.tolist()
+
+
+@pytest.mark.parametrize("factory", ["HNSW16,SQ8", "SQ8"])
+def test_a_living_tail_does_not_hide_the_living_in_the_index(filled, factory):
+    published(filled, factory)
+    far = clustered(2000, D, seed=31)
+    far = far[far @ filled.x[0] < 0][:400]
+    filled.add(far)
+    near_ones = nearest(filled.x[:N], filled.x[:1], 400)[0]
+    filled.set_state(near_ones[:105], "missing")  # those that the first search meets
+    alive = np.setdiff1d(np.arange(N + 400), near_ones[:105])
+    found = rows_of(by_index(filled).nearest(filled.x[:1], K))
+    truth = nearest(filled.x, filled.x[:1], K, alive)
+    assert max(truth[0]) < N
+    assert recall(found, truth) >= (0.9 if factory.startswith("HNSW") else 1.0)
 
 
 def test_fewer_live_images_than_asked_for(crowded):
