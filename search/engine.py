@@ -1,5 +1,6 @@
 """What looks like this?  The index is asked, the catalog says where the images lie."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from extractor.reading import Unread, opened
 from search.answers import Answer, Hit
 from search.errors import QueryError
 from search.query import Vectors
@@ -21,6 +23,9 @@ from storage.roots import RootInfo, find_root
 from storage.spaces import get_space
 
 FloatArray = npt.NDArray[np.float32]
+
+MOST_BYTES = 1 << 30
+"""A larger query is left to the loader, which has a limit of its own."""
 
 
 @dataclass(frozen=True)
@@ -149,27 +154,41 @@ class Searcher:
         self.close()
 
     def _load(self, paths: Sequence[bytes]) -> list[_Query]:
-        """Read and hash the queries, and decode those that the space does not know."""
+        """Look the queries up by content, and decode those that the space does not know."""
+        known = [self._known(path) for path in paths]
+        unknown = [i for i, image in enumerate(known) if image is None]
+        pixels = dict(zip(unknown, self._decoded([paths[i] for i in unknown]), strict=True))
+        return [_Query(path, known[i], pixels.get(i)) for i, path in enumerate(paths)]
+
+    def _known(self, path: bytes) -> Known | None:
+        """Return the image that a file holds, where it has a vector.
+
+        Needs no decoder.  What can't be read is unknown here, and said by the loader.
+        """
+        try:
+            with opened(path, MOST_BYTES) as file:
+                digest = hashlib.sha256(file.read()).digest()
+        except Unread:
+            return None
+        with self.catalog.read() as conn:
+            return known_image(conn, self.space.id, digest)
+
+    def _decoded(self, paths: Sequence[bytes]) -> list[npt.NDArray[np.uint8]]:
+        """Return the pictures' pixels, each of shape ``(3, H, W)``, uint8."""
+        if not paths:
+            return []
         from extractor.loader import Source, load
         from extractor.preprocess import Preprocess
 
-        known: dict[bytes, Known | None] = {}
-
-        def wants(digest: bytes) -> bool:
-            with self.catalog.read() as conn:
-                known[digest] = known_image(conn, self.space.id, digest)
-            return known[digest] is None
-
-        queries = []
+        found = []
         sources = [Source(key=i, path=path) for i, path in enumerate(paths)]
         preprocess = Preprocess.from_json(self.space.spec["preprocess"])
-        for loaded in load(sources, wants=wants, preprocess=preprocess):
-            path = paths[loaded.key]
-            if loaded.failure is not None or loaded.digest is None:
+        for loaded in load(sources, wants=lambda _: True, preprocess=preprocess):
+            if loaded.pixels is None:
                 why = loaded.failure.message if loaded.failure else "it can't be read"
-                raise QueryError(f"{os.fsdecode(path)}: {why}")
-            queries.append(_Query(path, known[loaded.digest], loaded.pixels))
-        return queries
+                raise QueryError(f"{os.fsdecode(paths[loaded.key])}: {why}")
+            found.append(loaded.pixels)
+        return found
 
     def _stack(self, queries: Sequence[_Query]) -> FloatArray:
         """Return the queries' vectors, shape ``(n, d)``, float32."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.commands.base import Command, absolute, json_option, opened
-from flows.commands.show import safe, table, when, write_json
+from flows.commands.show import count, safe, table, when, write_json
 
 if TYPE_CHECKING:
     from storage.failures import FailureInfo
@@ -98,4 +98,6 @@ def retry_command(ctx: click.Context, paths: tuple[str, ...], failure_class: str
 
     with opened(ctx, write=True) as catalog:
         n = retry(catalog, failure_class=failure_class, paths=absolute(paths) or None)
-    click.echo(f"{n:,} failures forgotten; the next `lookalike index` tries these images again")
+    click.echo(
+        f"{count(n, 'failure')} forgotten; the next `lookalike index` tries these images again"
+    )

@@ -5,7 +5,7 @@ import os
 import click
 
 from flows.commands.base import Command, Group, absolute, json_option, opened
-from flows.commands.show import safe, table, when, write_json
+from flows.commands.show import count, safe, table, when, write_json
 
 
 @click.group(
@@ -96,4 +96,5 @@ def remove_command(ctx: click.Context, path: str) -> None:
     [wanted] = absolute([path])
     with opened(ctx, write=True) as catalog:
         n = remove_root(catalog, wanted)
-    click.echo(f"removed: {safe(wanted)}, {n:,} files forgotten; `lookalike compact` frees disk")
+    files = count(n, "file")
+    click.echo(f"removed: {safe(wanted)}, {files} forgotten; `lookalike compact` frees disk")

@@ -41,6 +41,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence
     return "\n".join(lines)
 
 
+def count(n: int, word: str) -> str:
+    """Return a number with its word: ``1 image``, ``1,200 images``."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
 def size(n_bytes: int) -> str:
     """Return a number of bytes for people: ``812 B``, ``4.1 MB``."""
     value = float(n_bytes)

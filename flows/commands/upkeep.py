@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import click
 
 from flows.commands.base import Command, absolute, json_option, leased, opened
-from flows.commands.show import safe, size, write_json
+from flows.commands.show import count, safe, size, write_json
 
 NOT_MENDED = 5
 """Exit code of a check that found trouble which is still there."""
@@ -76,14 +76,14 @@ def compact_command(ctx: click.Context, space: str | None, force: bool) -> None:
         for each in spaces:
             result = compact(catalog, lease, each, force=force)
             click.echo(
-                f"space {each.name}: {result.rows_dropped:,} dead vectors dropped, "
-                f"{result.parts_before} parts are now {result.parts_after}, "
-                f"{size(result.bytes_before)} are now {size(result.bytes_after)}"
+                f"space {each.name}: {count(result.rows_dropped, 'dead vector')} dropped, "
+                f"parts {result.parts_before} -> {result.parts_after}, "
+                f"{size(result.bytes_before)} -> {size(result.bytes_after)}"
             )
             if publish_due(catalog, each) is not None:
                 publish(catalog, lease, each)
         deleted = delete_old_files(catalog, lease)
-    click.echo(f"{deleted:,} old files deleted; what was replaced now goes after a day")
+    click.echo(f"{count(deleted, 'old file')} deleted; what was replaced now goes after a day")
 
 
 @click.command(
@@ -108,5 +108,6 @@ def forget_command(ctx: click.Context, paths: tuple[str, ...]) -> None:
     with opened(ctx, write=True) as catalog, leased(catalog, "forget") as lease:
         result = forget(catalog, lease, absolute(paths))
     click.echo(
-        f"forgotten: {result.images:,} images, {result.files:,} files, {result.vectors:,} vectors"
+        f"forgotten: {count(result.images, 'image')}, {count(result.files, 'file')}, "
+        f"{count(result.vectors, 'vector')}"
     )

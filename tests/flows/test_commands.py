@@ -226,7 +226,7 @@ class TestSearch:
     def test_an_indexed_picture_needs_no_torch(self, first: Path) -> None:
         query = str(first / "pictures/a/1.jpg")
         done = loaded("--home", str(first / "home"), "search", query)
-        assert not done & {"torch", "torchvision", "prefect", "faiss", "alembic", "rich"}
+        assert not done & {"torch", "torchvision", "prefect", "faiss", "alembic", "rich", "PIL"}
 
     def test_hits_are_a_table(self, first: Path) -> None:
         query = first / "pictures/a/1.jpg"
@@ -350,7 +350,7 @@ class TestFailures:
         assert text.endswith("\n1 unsupported\n")
         assert run(shop, "retry", "--class", "truncated").stdout.startswith("0 failures forgotten")
         assert run(shop, "retry", str(shop / "pictures/a")).stdout.startswith("0 failures")
-        assert run(shop, "retry").stdout.startswith("1 failures forgotten")
+        assert run(shop, "retry").stdout.startswith("1 failure forgotten")
         assert run(shop, "failures").stdout == "No failures in space resnet18-avgpool.\n"
         report = json.loads(run(shop, "index", "--no-prefect", "--json", code=3).stdout)
         assert (report["failed"], report["extracted"]) == (1, 0)
@@ -377,7 +377,7 @@ class TestUpkeep:
         shutil.rmtree(shop / "pictures/b")
         run(shop, "index", "--confirm-missing", "--no-prefect")
         text = run(shop, "compact", "--force").stdout
-        assert text.startswith("space resnet18-avgpool: 6 dead vectors dropped, 1 parts are now 1")
+        assert text.startswith("space resnet18-avgpool: 6 dead vectors dropped, parts 1 -> 1, ")
         assert values(shop, "spaces", "list")[0]["vectors"] == 6
         assert run(shop, "compact", "--space", "resnet18-avgpool").stdout.startswith("space ")
         assert run(shop, "check").stdout == "clean\n"
@@ -385,7 +385,7 @@ class TestUpkeep:
     def test_forget_removes_an_image_for_good(self, shop: Path) -> None:
         query = shop / "pictures/a/1.jpg"
         text = run(shop, "forget", str(query)).stdout
-        assert text == "forgotten: 1 images, 1 files, 1 vectors\n"
+        assert text == "forgotten: 1 image, 1 file, 1 vector\n"
         assert values(shop, "status")["spaces"][0]["vectors"] == 11
         [answer] = values(shop, "search", str(shop / "pictures/a/2.jpg"), "-k", "50")
         assert str(query) not in [hit["path"] for hit in answer["hits"]]
