@@ -141,7 +141,7 @@ def run_index(options: IndexOptions, *, steps: Steps, progress: Progress) -> Rep
     """
     bench = bench_for(options.home, options.catalog_url)
     catalog = bench.catalog
-    bench.on_image = progress.advance
+    bench.on_image, bench.on_scan = progress.advance, progress.scanning
     started = time.perf_counter()
     reap(catalog)
     roots = chosen_roots(catalog, options)
@@ -207,7 +207,7 @@ def _work(job: Job, roots: list[RootInfo]) -> None:
 
 
 def _scan(job: Job, root: RootInfo) -> None:
-    name = os.fsdecode(root.path)
+    name = root.display
     job.progress.scanning(name, 0)
     order = ScanOrder(job.place, root, job.options.confirm_missing)
     deadline = time.monotonic() + ROOT_WAIT_S

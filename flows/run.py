@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from flows.job import IndexOptions, PlainSteps, run_index
 from flows.progress import Progress
@@ -95,12 +95,12 @@ class Plan:
         for scan in self.scans:
             reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(scan["reasons"].items()) if n)
             lines.append(f"{scan['root']}: {scan['scanned']:,} files, {reasons or 'no changes'}")
-        for space in self.spaces:
-            lines.append(
-                f"space '{space['space']}': at most {space['pending']:,} files to read, "
-                f"{space['disk_bytes'] / 1e6:,.1f} MB of disk"
-                + (f"; index to publish ({space['publish']})" if space["publish"] else "")
-            )
+        lines += [
+            f"space '{space['space']}': at most {space['pending']:,} files to read, "
+            f"{space['disk_bytes'] / 1e6:,.1f} MB of disk"
+            + (f"; index to publish ({space['publish']})" if space["publish"] else "")
+            for space in self.spaces
+        ]
         return "\n".join([*lines, "nothing was touched"])
 
 
@@ -127,7 +127,7 @@ def _scans(
     for root in _roots(catalog, options):
         try:
             result = scan_root(
-                catalog,
+                cast(Catalog, catalog),  # without one no root is known, and nothing is asked of it
                 root,
                 confirm_missing=options.confirm_missing,
                 skip=os.fsencode(options.home),

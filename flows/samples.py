@@ -20,7 +20,7 @@ def draw_families(folder: str, families: int, seed: int = 0) -> int:
     The family is the name of the sub-folder, the variation the name of the file.
     """
     for family in range(families):
-        scene = draw_scene(random.Random(f"{seed}-{family}"))
+        scene = draw_scene(random.Random(f"{seed}-{family}"))  # noqa: S311
         target = os.path.join(folder, f"family-{family:03d}")
         os.makedirs(target, exist_ok=True)
         for name in VARIATIONS:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from storage.catalog import Catalog
@@ -74,7 +75,7 @@ class Bench:
     """Models that were opened to make their space, by its id; the engine takes them over."""
     stop: threading.Event = field(default_factory=threading.Event)
     on_image: Callable[[int, int], None] = lambda _done, _failed: None
-    on_file: Callable[[bytes, int], None] = lambda _root, _files: None
+    on_scan: Callable[[str, int], None] = lambda _root, _files: None
 
     def engine(self, space: SpaceInfo, order: ChunkOrder) -> Any:
         """Return the engine of ``space``, built the first time that it is asked for."""
@@ -119,6 +120,7 @@ def scan_step(order: ScanOrder) -> dict[str, Any]:
         confirm_missing=order.confirm_missing,
         skip=os.fsencode(order.place.home),
         lease=order.place.lease,
+        progress=partial(bench.on_scan, order.root.display),
     )
     return asdict(result)
 

@@ -193,8 +193,8 @@ def _swap(
             conn.execute(update(Part).where(Part.id.in_(ids)).values(gone))
         within = (Vector.space_id == space.id, Vector.row >= first, Vector.row < end)
         kept = set(group.live)
-        dead = [row for row in conn.execute(select(Vector.row).where(*within)).scalars()]
-        for rows in batched([row for row in dead if row not in kept]):
+        entered = conn.execute(select(Vector.row).where(*within)).scalars()
+        for rows in batched([row for row in entered if row not in kept]):
             conn.execute(delete(Vector).where(Vector.space_id == space.id, Vector.row.in_(rows)))
         if written is not None:
             conn.execute(insert(Part).values(_part_row(space, lease, group, written, now)))

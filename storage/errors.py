@@ -44,7 +44,7 @@ class DiskFull(StorageError):
 
 
 class LeaseLost(StorageError):
-    """This run's lease was taken over or ran out; it commits nothing more."""
+    """The lease of this run was taken over or ran out; it commits nothing more."""
 
 
 class LeaseHeld(StorageError):

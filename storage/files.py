@@ -25,6 +25,8 @@ __all__ = ["ScanResult", "apply_changes", "known_files", "scan_root"]
 
 LOSSES = frozenset({Reason.MISSING, Reason.EXCLUDED})
 MAX_UNREADABLE = 100
+SAY_EVERY = 1000
+"""Files between two words of progress."""
 FUTURE_MARGIN_NS = 60_000_000_000
 """A clock that runs a minute ahead is no picture from the future."""
 
@@ -48,7 +50,7 @@ class ScanResult:
     duration_s: float
 
 
-def scan_root(
+def scan_root(  # noqa: PLR0913 -- two say where, four how, one tells how far
     catalog: Catalog,
     root: RootInfo,
     *,
@@ -56,6 +58,7 @@ def scan_root(
     skip: bytes | None,
     dry: bool = False,
     lease: Lease | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> ScanResult:
     """Scan a root, or the sub-path of one, and bring the catalog's files up to date.
 
@@ -74,6 +77,8 @@ def scan_root(
         Change nothing, and return what would be.
     lease
         The run's; it holds the root while it is scanned.
+    progress
+        Told now and then how many files were seen so far.
 
     Raises
     ------
@@ -84,7 +89,7 @@ def scan_root(
     ManifestError
         The manifest's lines are wrong.
     """
-    scan = _Scan(catalog, root, confirm_missing, skip)
+    scan = _Scan(catalog, root, confirm_missing, skip, progress)
     if dry or lease is None:
         return scan.run(dry=dry, lease=lease)
     claim(catalog, lease, "root", root.id)
@@ -102,6 +107,7 @@ class _Scan:
     root: RootInfo
     confirm: bool
     skip: bytes | None
+    progress: Callable[[int], None] | None
     scanned: int = 0
     future: int = 0
     lost: int = 0
@@ -163,6 +169,8 @@ class _Scan:
             else:
                 self.scanned += 1
                 self.future += max(item.sig.mtime_ns, item.sig.ctime_ns) > latest_ns
+                if self.progress is not None and self.scanned % SAY_EVERY == 0:
+                    self.progress(self.scanned)
             yield item
 
     def _note(self, item: Unreadable) -> None:
