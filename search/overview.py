@@ -86,7 +86,7 @@ def roots_overview(catalog: Catalog) -> list[RootOverview]:
 def spaces_overview(catalog: Catalog) -> list[SpaceOverview]:
     """Return all spaces in the order in which they were made."""
     with catalog.read() as conn:
-        return [_space(conn, space) for space in conn.execute(_SPACES)]
+        return [_space(conn, space) for space in conn.execute(_SPACES).all()]
 
 
 _SPACES = select(
