@@ -24,7 +24,7 @@ env: $(stamp)
 $(stamp):
 	test -x $(py) || $(PYTHON) -m venv $(VENV)
 	$(py) -m pip install --quiet --upgrade 'pip>=25.1'
-	$(py) -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	PYTHONWARNINGS=ignore $(py) -m pip install --quiet --constraint constraints.txt --group dev --editable .
 	rm -f $(VENV)/.made-from-*
 	touch $@
 
