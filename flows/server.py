@@ -23,6 +23,7 @@ from flows.prefect_settings import API_URL, configured_api
 from flows.server_process import (
     HOST,
     LOG,
+    REMOTE_ANSWER_S,
     Say,
     ServerError,
     Start,
@@ -46,7 +47,6 @@ PORTS = range(4200, 4300)
 """Ports that ``lookalike up`` tries; the first is where people look for Prefect."""
 SMALL = ("--no-ui", "--no-scheduler", "--no-late-runs")
 """What a server needs not do that lives for one run."""
-REMOTE_ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)

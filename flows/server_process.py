@@ -27,6 +27,7 @@ LOCK = "server.lock"
 START_S = 180.0
 """The first start of all migrates a database, on a loaded machine with patience."""
 ANSWER_S = 1.0
+REMOTE_ANSWER_S = 5.0
 STOP_S = 5.0
 POLL_S = 0.1
 

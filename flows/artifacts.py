@@ -1,0 +1,118 @@
+"""What a run leaves in Prefect to be looked at: its progress, its report, a table of failures.
+
+All of it is a view.  Where Prefect's API fails the run goes on without it.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
+from types import TracebackType
+from typing import Any, Self, cast
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.exceptions import PrefectException
+
+from flows.parameters import safe
+from flows.progress import Progress
+from flows.report import Report
+from storage.catalog import Catalog
+from storage.errors import StorageError
+from storage.failures import list_failures
+
+PROGRESS, REPORT, FAILURES = "index-progress", "index-report", "index-failures"
+"""Keys of the artifacts: under each of them Prefect shows the runs one after the other."""
+EVERY_S = 5.0
+"""Least time between two updates, which cost 20 ms each."""
+LOOKED_AT = 1000
+"""Failures among which an example of each class is looked for."""
+
+ApiTrouble = (httpx.HTTPError, PrefectException)
+
+
+class ProgressArtifact:
+    """Shows in Prefect how far a run is, from a thread of its own.
+
+    A context manager; to be entered inside the flow.
+    """
+
+    def __init__(self, progress: Progress, every_s: float = EVERY_S) -> None:
+        self._progress = progress
+        self._every_s = every_s
+        self._done = threading.Event()
+        self._id: UUID | None = None
+        self._sent = 0.0
+
+    def __enter__(self) -> Self:
+        with suppress(*ApiTrouble):
+            made = create_progress_artifact(
+                progress=0.0, key=PROGRESS, description="Share of the pending files that is done."
+            )
+            self._id = cast(UUID, made)  # a coroutine only where an event loop runs
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._follow,), name="progress-artifact", daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._thread.join(self._every_s)  # no longer: an API that hangs must not hold up the run
+
+    def complete(self) -> None:
+        """Say that all is done, also where nothing was pending."""
+        self._send(100.0)
+
+    def _follow(self) -> None:
+        while not self._done.wait(self._every_s):
+            self._send(100.0 * self._progress.done / max(self._progress.total, 1))
+
+    def _send(self, share: float) -> None:
+        if self._id is not None and share != self._sent:
+            with suppress(*ApiTrouble):
+                update_progress_artifact(self._id, progress=min(share, 100.0))
+                self._sent = share
+
+
+def publish_report(report: Report, catalog: Catalog, say: Callable[[str], None]) -> None:
+    """Leave the report and a table of the failures in Prefect."""
+    try:
+        create_markdown_artifact(
+            key=REPORT,
+            markdown=safe(report.to_markdown()),
+            description="What the run did, and why.",
+        )
+        if report.failures:
+            create_table_artifact(
+                key=FAILURES,
+                table=failure_table(report, catalog),
+                description="Images without a vector of this run, by class.",
+            )
+    except (*ApiTrouble, StorageError) as error:
+        say(f"Prefect did not get the report: {error}")
+
+
+def failure_table(report: Report, catalog: Catalog) -> list[dict[str, Any]]:
+    """Return class, number and an example of the failures of a run, the most frequent first."""
+    examples: dict[str, str] = {}
+    for failure in list_failures(catalog, limit=LOOKED_AT):
+        line = f"{os.fsdecode(failure.path)}: {failure.message}"
+        examples.setdefault(failure.failure_class, safe(line))
+    ordered = sorted(report.failures.items(), key=lambda item: (-item[1], item[0]))
+    return [
+        {"class": name, "count": count, "example": examples.get(name, "")}
+        for name, count in ordered
+    ]

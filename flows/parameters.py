@@ -1,0 +1,71 @@
+"""Between the parameters of the Prefect flow and the options of the job."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from flows.job import IndexOptions
+from flows.settings import load_settings
+from flows.spaces import SpaceChoice
+
+RECIPE = ("model", "layer", "weights", "dtype")
+"""Parameters that say how vectors are made."""
+SETTINGS = frozenset(
+    (*RECIPE, "device", "batch_size", "workers", "chunk_size", "max_failures", "home")
+)
+"""Parameters of the flow that are settings."""
+
+
+def safe(text: str) -> str:
+    r"""Return text that can be sent: the odd bytes of a file name become ``\xff``."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def options_for(asked: Mapping[str, Any]) -> IndexOptions:
+    """Return the options of a run that Prefect has started: what was asked over the settings.
+
+    A recipe that was asked for does not mix with the settings' one; without either the space that
+    is current decides.
+    """
+    flags = {name: value for name, value in asked.items() if name in SETTINGS}
+    loaded = load_settings(flags)
+    settings = loaded.settings
+    typed = "space" in asked or any(name in asked for name in RECIPE)
+    said = {
+        name: getattr(settings, name)
+        for name in RECIPE
+        if name in asked or (not typed and loaded.origins[name] != "default")
+    }
+    return IndexOptions(
+        home=settings.home,
+        catalog_url=settings.catalog_url,
+        roots=tuple(os.path.abspath(root) for root in asked.get("roots", ())),
+        choice=SpaceChoice(space=asked.get("space"), **said),
+        excludes=tuple(asked.get("excludes", ())),
+        confirm_missing=asked.get("confirm_missing", False),
+        device=settings.device,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        chunk_size=settings.chunk_size,
+        index_spec=asked.get("index_spec"),
+        max_failures=settings.max_failures,
+    )
+
+
+def parameters_of(options: IndexOptions) -> dict[str, Any]:
+    """Return the flow's parameters that show what was asked for; no URL, which holds a password."""
+    choice = asdict(options.choice)
+    return {
+        **{name: safe(value) if value else None for name, value in choice.items()},
+        "roots": [safe(root) for root in options.roots] or None,
+        "device": options.device,
+        "batch_size": options.batch_size,
+        "workers": options.workers,
+        "chunk_size": options.chunk_size,
+        "excludes": [safe(glob) for glob in options.excludes] or None,
+        "index_spec": options.index_spec,
+        "max_failures": options.max_failures,
+        "confirm_missing": options.confirm_missing,
+        "home": safe(options.home),
+    }

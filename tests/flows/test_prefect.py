@@ -1,0 +1,629 @@
+"""The same job through Prefect's engine: same outcome, a record to look at, nothing left behind."""
+
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from flows import prefect_run
+from flows.job import IndexOptions, PlainSteps, run_index
+from flows.parameters import options_for, parameters_of
+from flows.prefect_run import run_with_prefect
+from flows.prefect_settings import TAMED
+from flows.progress import Progress
+from flows.report import Report
+from flows.samples import draw_families
+from flows.server import SMALL, temporary_server
+from flows.server_process import (
+    ServerError,
+    Start,
+    end,
+    free_port,
+    launch,
+    locked,
+    wait_until_up,
+)
+from flows.spaces import SpaceChoice
+from flows.worker import bench_for, clear_bench
+from storage.catalog import Catalog
+from storage.errors import CatalogError, SpaceError
+from storage.home import Home
+from tests.flows.contents import age, assert_same, contents
+from tests.flows.terminal import CHECKOUT
+
+pytestmark = [
+    pytest.mark.prefect,
+    pytest.mark.xdist_group("prefect"),
+    pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals"),
+]
+TINY = SpaceChoice(model="resnet18", weights="random:0")
+TYPED = ("--model", "resnet18", "--weights", "random:0")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Yield URL and folder of one server for all tests that need one."""
+    home = str(tmp_path_factory.mktemp("server"))
+    with temporary_server(home) as url:
+        yield url, os.path.join(home, "prefect")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("trees") / "pictures")
+    draw_families(folder, 2, seed=3)
+    for name in ("broken.jpg", "empty.png"):
+        Path(folder, name).write_bytes(b"\xff\xd8\xff no picture" if name == "broken.jpg" else b"")
+    age(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let what a run sets in the environment end with the test."""
+    for name in [*TAMED, "PREFECT_API_URL", "NO_PROXY", "no_proxy"]:
+        monkeypatch.setenv(name, "to be restored")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
+
+
+@pytest.fixture
+def use_server(server: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("PREFECT_API_URL", server[0])
+    return server[0]
+
+
+def migrated(home: Path, server: tuple[str, str]) -> str:
+    """Return a home whose temporary servers start fast: with a copy of a database that is there."""
+    (home / "prefect").mkdir(parents=True)
+    with (
+        closing(sqlite3.connect(Path(server[1], "prefect.db"))) as there,
+        closing(sqlite3.connect(home / "prefect" / "prefect.db")) as here,
+    ):
+        there.backup(here)
+    return str(home)
+
+
+def asked(home: Path | str, *roots: str, **changes: Any) -> IndexOptions:
+    return replace(IndexOptions(home=str(home), roots=roots, choice=TINY), **changes)
+
+
+def through_prefect(options: IndexOptions, progress: Progress | None = None) -> Report:
+    """Run in this process as the command does, and forget what it holds."""
+    try:
+        return run_with_prefect(options, progress or Progress("silent"))
+    finally:
+        clear_bench(options.home, options.catalog_url)
+
+
+def plainly(options: IndexOptions) -> Report:
+    try:
+        with PlainSteps() as steps:
+            return run_index(options, steps=steps, progress=Progress("silent"))
+    finally:
+        clear_bench(options.home, options.catalog_url)
+
+
+class Api:
+    """What Prefect's API knows of a run."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @contextmanager
+    def client(self) -> Iterator[Any]:
+        from prefect.client.orchestration import get_client
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with (
+            temporary_settings({PREFECT_API_URL: self.url}),
+            get_client(sync_client=True) as client,
+        ):
+            yield client
+
+    def run(self) -> Any:
+        """Return the latest run."""
+        from prefect.client.schemas.sorting import FlowRunSort
+
+        with self.client() as client:
+            return client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+
+    def artifacts(self, run: Any) -> dict[str, Any]:
+        from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+        with self.client() as client:
+            return {one.key: one.data for one in client.read_artifacts(artifact_filter=of_run)}
+
+    def tasks(self, run: Any) -> dict[str, str]:
+        """Return the states of the tasks by name, once all of them are recorded as ended."""
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+        of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+        deadline = time.monotonic() + 20
+        while True:
+            with self.client() as client:
+                found = client.read_task_runs(flow_run_filter=of_run)
+            states = {one.name: one.state_name for one in found}
+            if found and all(one.state.is_final() for one in found):
+                return states
+            assert time.monotonic() < deadline, states
+            time.sleep(0.2)
+
+
+def test_a_run_through_a_server_is_the_plain_run_and_is_recorded(
+    tree: str, tmp_path: Path, use_server: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = plainly(asked(tmp_path / "plain", tree, chunk_size=8))
+    report = through_prefect(asked(tmp_path / "home", tree, chunk_size=8))
+
+    assert_same(contents(str(tmp_path / "plain")), contents(str(tmp_path / "home")))
+    for name in ("scanned", "new", "extracted", "reused", "copied", "failed", "failures", "space"):
+        assert getattr(report, name) == getattr(plain, name), name
+    assert report.failed == 2
+    assert report.exit_code() == plain.exit_code() == 3
+
+    seen = Api(use_server)
+    run = seen.run()
+    assert run.name == "index pictures resnet18"
+    assert run.tags == ["lookalike"]
+    assert run.parameters["roots"] == [tree]
+    assert run.parameters["weights"] == "random:0"
+    assert run.state.name == "Completed"
+    assert run.state.message == report.to_text().splitlines()[0]
+    kept = seen.artifacts(run)
+    assert kept["index-progress"] == 100.0
+    assert kept["index-report"] == report.to_markdown()
+    assert sum(row["count"] for row in _rows(kept["index-failures"])) == 2
+    assert any(tree in row["example"] for row in _rows(kept["index-failures"]))
+    assert seen.tasks(run) == {
+        f"scan {tree}": "Completed",
+        "chunk 1": "Completed",
+        "chunk 2": "Completed",
+        "chunk 3": "Completed",
+        "index of resnet18-avgpool": "Completed",
+    }
+    assert capfd.readouterr().err == ""
+
+
+def _rows(table: Any) -> list[dict[str, Any]]:
+    import json
+
+    return json.loads(table) if isinstance(table, str) else table
+
+
+def test_a_run_with_a_temporary_server_is_the_plain_run(
+    tree: str, tmp_path: Path, server: tuple[str, str]
+) -> None:
+    plainly(asked(tmp_path / "plain", tree))
+    home = migrated(tmp_path / "home", server)
+    before = _runs(home)
+    done = subprocess.run(
+        _command(home, "index", tree, *TYPED, "--prefect"),
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "starting a temporary Prefect server" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert_same(contents(str(tmp_path / "plain")), contents(home))
+    with locked(os.path.join(home, "prefect")):  # which a server that lives would hold
+        pass
+    assert _runs(home) == [*before, ("index pictures resnet18", "COMPLETED")]
+    assert _task_states(home) == {"COMPLETED"}
+
+
+def _command(home: str, *args: str) -> list[str]:
+    code = "from flows.cli import main; main()"
+    return [sys.executable, "-c", code, "--home", home, *args]
+
+
+def _runs(home: str) -> list[tuple[str, str]]:
+    with closing(sqlite3.connect(os.path.join(home, "prefect", "prefect.db"))) as database:
+        return database.execute(
+            "select name, state_type from flow_run order by created, id"
+        ).fetchall()
+
+
+def _task_states(home: str) -> set[str]:
+    """Return the states of the latest run's tasks."""
+    query = (
+        "select state_type from task_run where flow_run_id ="
+        " (select id from flow_run order by created desc limit 1)"
+    )
+    with closing(sqlite3.connect(os.path.join(home, "prefect", "prefect.db"))) as database:
+        return {state for (state,) in database.execute(query)}
+
+
+@pytest.fixture(scope="module")
+def large_tree(tmp_path_factory: pytest.TempPathFactory, tree: str) -> str:
+    """Pictures for a long run: each has bytes of its own at its end, so that none is reused."""
+    folder = tmp_path_factory.mktemp("large")
+    pictures = [
+        path.read_bytes() for path in sorted(Path(tree).rglob("*.jpg")) if path.stat().st_size > 99
+    ]
+    for number in range(600):
+        data = pictures[number % len(pictures)] + number.to_bytes(4, "big")
+        (folder / f"{number:04}.jpg").write_bytes(data)
+    age(str(folder))
+    return str(folder)
+
+
+@contextmanager
+def running(home: str, tree: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """Yield a run in a process group of its own, once it extracts."""
+    process = subprocess.Popen(
+        _command(home, "index", tree, *TYPED, "--prefect", "--chunk-size", "16"),
+        cwd=CHECKOUT,
+        env={**os.environ, **env},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if "files to read" in line:
+                break
+        else:
+            pytest.fail(f"ended early with {process.wait()}")
+        time.sleep(1.0)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_stops_the_run_at_once_and_leaves_no_server(
+    large_tree: str, tmp_path: Path, server: tuple[str, str]
+) -> None:
+    home = migrated(tmp_path / "home", server)
+    with running(home, large_tree) as process:
+        pressed = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+        out, err = process.communicate(timeout=60)
+        assert time.monotonic() - pressed < 12
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert out.startswith("Interrupted")
+    with locked(os.path.join(home, "prefect")):
+        pass
+    assert _runs(home)[-1] == ("index large0 resnet18", "CANCELLED")
+    kept = contents(home)
+    assert 0 < len(kept.vectors) < 600
+
+
+def test_sigterm_is_ours_to_answer_while_the_job_runs(
+    large_tree: str, tmp_path: Path, use_server: str
+) -> None:
+    with running(str(tmp_path / "home"), large_tree, PREFECT_API_URL=use_server) as process:
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert Api(use_server).run().state.name == "Cancelled"
+    assert 0 < len(contents(str(tmp_path / "home")).vectors) < 600
+
+
+def test_a_killed_run_leaves_no_server(
+    large_tree: str, tmp_path: Path, server: tuple[str, str]
+) -> None:
+    home = migrated(tmp_path / "home", server)
+    with running(home, large_tree) as process:
+        process.kill()
+        deadline = time.monotonic() + 15
+        while _is_locked(os.path.join(home, "prefect")):
+            assert time.monotonic() < deadline, "the server still runs"
+            time.sleep(0.2)
+
+
+def _is_locked(folder: str) -> bool:
+    try:
+        with locked(folder):
+            return False
+    except BlockingIOError:
+        return True
+
+
+class Noting(Progress):
+    """Does something as soon as the pending files are known, and keeps what is said."""
+
+    def __init__(self, on_pending: Callable[[], None]) -> None:
+        super().__init__("silent")
+        self.said: list[str] = []
+        self._on_pending = on_pending
+
+    def pending(self, total: int) -> None:
+        super().pending(total)
+        self._on_pending()
+
+    def note(self, line: str) -> None:
+        self.said.append(line)
+
+
+def test_a_run_that_was_stopped_is_cancelled(tree: str, tmp_path: Path, use_server: str) -> None:
+    options = asked(tmp_path / "home", tree)
+    stop = bench_for(options.home, None).stop
+    report = through_prefect(options, Noting(stop.set))
+    assert report.interrupted
+    assert report.exit_code() == 130
+    run = Api(use_server).run()
+    assert run.state.name == "Cancelled"
+    assert run.state.message.endswith("the next run goes on from here")
+
+
+def test_a_run_with_a_lost_root_fails_and_says_why(
+    tree: str, tmp_path: Path, use_server: str
+) -> None:
+    lost = tmp_path / "caf\udce9"  # a name that is no UTF-8
+    lost.mkdir()
+    for name in range(3):
+        os.link(Path(tree, "family-000", "plain.jpg"), lost / f"{name}.jpg")
+    options = asked(tmp_path / "home", str(lost))
+    assert through_prefect(options).extracted == 1
+    for path in lost.iterdir():
+        path.unlink()
+
+    report = through_prefect(options)
+
+    assert report.exit_code() == 4
+    run = Api(use_server).run()
+    assert run.name == r"index caf\xe9 resnet18"
+    assert run.state.name == "Failed"
+    assert r"caf\xe9 are gone" in run.state.message
+
+
+def test_an_error_of_the_job_comes_back_as_itself(
+    tree: str, tmp_path: Path, use_server: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = asked(tmp_path / "home", tree, choice=SpaceChoice(space="nowhere"))
+    with pytest.raises(SpaceError, match="no space"):
+        through_prefect(options)
+    run = Api(use_server).run()
+    assert run.state.name == "Failed"
+    assert run.state.message.startswith("SpaceError: ")
+    assert capfd.readouterr().err == ""
+
+
+class Faulty(Progress):
+    """Has a bug."""
+
+    def pending(self, total: int) -> None:
+        raise ZeroDivisionError("a bug")
+
+
+def test_a_bug_comes_back_as_itself_and_fails_the_run(
+    tree: str, tmp_path: Path, use_server: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        through_prefect(asked(tmp_path / "home", tree), Faulty("silent"))
+    assert Api(use_server).run().state.name == "Failed"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_flow_that_prefect_starts_takes_its_settings_from_the_environment(
+    tree: str, tmp_path: Path, server: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.exceptions import FailedRun
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.index import index_images
+
+    monkeypatch.setenv("LOOKALIKE_MODEL", "resnet18")
+    monkeypatch.setenv("LOOKALIKE_WEIGHTS", "random:0")
+    before = signal.getsignal(signal.SIGTERM)
+    with temporary_settings({PREFECT_API_URL: server[0]}):
+        report = index_images(roots=[tree])
+        again = index_images()
+        with pytest.raises(FailedRun, match="nowhere"):
+            index_images(space="nowhere")
+    assert report["extracted"] == again["scanned"] - 2 == 18
+    assert report["space"] == "resnet18-avgpool"
+    assert again["extracted"] == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+    plainly(asked(tmp_path / "plain", tree))
+    assert_same(contents(str(tmp_path / "plain")), contents(str(tmp_path / "home")))
+
+
+def test_a_flow_runs_in_a_thread_too(tree: str, tmp_path: Path, server: tuple[str, str]) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.index import index_images
+
+    found: list[Any] = []
+
+    def go() -> None:
+        with temporary_settings({PREFECT_API_URL: server[0]}):
+            found.append(index_images(roots=[tree], model="resnet18", weights="random:0"))
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    thread.join()
+    assert found[0]["extracted"] == 18
+
+
+def test_options_of_a_flow_that_prefect_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOOKALIKE_MODEL", "vgg16")
+    assert options_for({}).choice == SpaceChoice(model="vgg16")
+    assert options_for({"space": "all"}).choice == SpaceChoice(space="all")
+    assert options_for({"layer": "fc6"}).choice == SpaceChoice(layer="fc6")
+    options = options_for(
+        {"roots": ["pictures"], "batch_size": 3, "excludes": ["*.tmp"], "confirm_missing": True}
+    )
+    assert options.roots == (os.path.abspath("pictures"),)
+    assert (options.batch_size, options.excludes, options.confirm_missing) == (3, ("*.tmp",), True)
+    assert options.home == str(tmp_path / "home")
+
+
+def test_a_password_is_not_shown() -> None:
+    options = IndexOptions(home="/h", catalog_url="postgresql://me:secret@db/x")
+    assert "secret" not in str(parameters_of(options))
+
+
+@pytest.mark.parametrize(
+    ("cause", "retried"),
+    [
+        (OperationalError("select", {}, Exception("locked")), True),
+        (IntegrityError("insert", {}, Exception("unique")), False),
+        (None, False),
+    ],
+)
+def test_a_task_is_tried_again_only_where_the_store_was_out_of_reach(
+    cause: Exception | None, retried: bool, tmp_path: Path
+) -> None:
+    from prefect.states import Failed
+
+    from flows.index import Call, calling, extract_chunk, worth_retrying
+
+    error = CatalogError("trouble")
+    error.__cause__ = cause
+    options = asked(tmp_path / "home")
+    token = calling.set(Call(options, Progress("silent")))
+    run: Any = None
+    try:
+        assert worth_retrying(extract_chunk, run, Failed(data=error)) is retried
+        bench_for(options.home, None).stop.set()
+        assert not worth_retrying(extract_chunk, run, Failed(data=error))
+    finally:
+        calling.reset(token)
+        clear_bench(options.home, None)
+    assert worth_retrying(extract_chunk, run, Failed(data=error)) is retried
+
+
+def test_prefects_log_shares_the_console_and_keeps_to_itself_what_we_say() -> None:
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    from flows.prefect_run import _console
+
+    stream = StringIO()
+    theirs = StringIO()
+    handler = PrefectConsoleHandler(stream=theirs)
+    log = logging.getLogger("prefect.flow_runs.of_this_test")
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        with _console(Progress("lines", stream), quiet=True):
+            log.error("told by our own line")
+        with _console(Progress("lines", stream), quiet=False):
+            log.error("the user asked for it")
+        log.error("afterwards")
+    finally:
+        log.removeHandler(handler)
+    assert stream.getvalue() == "the user asked for it\n"
+    assert theirs.getvalue() == "afterwards\n"
+
+
+@contextmanager
+def refusing_api() -> Iterator[str]:
+    """Yield the URL of a server that is healthy and knows nothing else."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/api/health" else 404)
+            self.end_headers()
+
+        do_POST = do_GET  # noqa: N815 - the name that the base class asks for
+
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    refusing = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=refusing.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{refusing.server_port}/api"
+    finally:
+        refusing.shutdown()
+        thread.join()
+        refusing.server_close()
+
+
+def test_an_api_that_does_not_take_the_run_is_one_line(
+    tree: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with refusing_api() as url:
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        with pytest.raises(ServerError, match=f"{url} does not take the run"):
+            through_prefect(asked(tmp_path / "home", tree))
+
+
+@pytest.mark.filterwarnings("ignore:Artifact creation outside of a flow:FutureWarning")
+def test_a_report_that_prefect_does_not_take_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.artifacts import publish_report
+
+    progress = Noting(lambda: None)
+    catalog = Catalog.open(Home(str(tmp_path / "home")), write=True)
+    try:
+        with refusing_api() as url, temporary_settings({PREFECT_API_URL: url}):
+            publish_report(Report(), catalog, lambda line: progress.said.append(line))
+    finally:
+        catalog.close()
+    assert progress.said[0].startswith("Prefect did not get the report: ")
+
+
+def test_a_stop_before_our_handler_is_in_force_is_an_interruption(
+    tree: str, tmp_path: Path, use_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.index
+
+    stopped: list[int] = []
+
+    def stop_early(call: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(flows.index, "_carried_out", stop_early)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            through_prefect(asked(tmp_path / "home", tree))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped == [signal.SIGTERM]
+    assert Api(use_server).run().state.name == "Crashed"
+
+
+def test_a_run_whose_api_is_lost_ends_well_and_says_so(
+    tree: str,
+    tmp_path: Path,
+    server: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(prefect_run, "ATTEMPTS", 0)  # its patience only takes time
+    start = Start(
+        os.path.join(migrated(tmp_path / "server", server), "prefect"), free_port(), SMALL
+    )
+    process = launch(start)
+    try:
+        wait_until_up(start, process)
+        monkeypatch.setenv("PREFECT_API_URL", start.url)
+        progress = Noting(lambda: end(process))
+        report = through_prefect(asked(tmp_path / "home", tree), progress)
+    finally:
+        end(process)
+    assert report.extracted == 18
+    assert progress.said[-1].startswith(f"Prefect's API at {start.url} was lost")
+    assert "Traceback" not in capfd.readouterr().err
