@@ -12,8 +12,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from prefect import State, Task, flow, get_run_logger, task
@@ -22,25 +20,22 @@ from prefect.client.schemas import TaskRun
 from prefect.context import TagsContext
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from flows.artifacts import ProgressArtifact, publish_report
-from flows.job import IndexOptions, run_index
+from flows.call import Call, carrying_out, current_call
+from flows.job import run_index
 from flows.parameters import options_for, safe
 from flows.progress import Progress
 from flows.report import Report
 from flows.run import stop_on_signals
-from flows.server_process import REMOTE_ANSWER_S, answers
 from flows.worker import (
-    Bench,
     ChunkOrder,
     PublishOrder,
     ScanOrder,
-    bench_for,
     clear_bench,
     extract_step,
     publish_step,
@@ -52,34 +47,9 @@ FAILS = (7, 5, 4)
 RETRY_AFTER_S = [5.0, 30.0]
 
 
-@dataclass
-class Call:
-    """A run of the job in this process: what is asked, and what came of it."""
-
-    options: IndexOptions
-    progress: Progress
-    on_sigterm: Any = None
-    """The caller's handler, which stays in force while the job runs; None without a caller."""
-    report: Report | None = None
-    error: Exception | None = None
-
-    @property
-    def bench(self) -> Bench:
-        """Bench of this process, on which the job works; its ``stop`` ends the run."""
-        return bench_for(self.options.home, self.options.catalog_url)
-
-    def api_answers(self) -> bool:
-        """Return whether it is worth the time to tell Prefect more than the state."""
-        return answers(str(PREFECT_API_URL.value()), REMOTE_ANSWER_S)
-
-
-calling: ContextVar[Call | None] = ContextVar("calling", default=None)
-"""The run that this process is asked for; None where Prefect has started the flow."""
-
-
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Return whether a task may succeed the next time: the catalog was busy or out of reach."""
-    call = calling.get()
+    call = current_call()
     if call is not None and call.bench.stop.is_set():
         return False
     error = state.result(raise_on_failure=False)
@@ -174,7 +144,7 @@ def index_images(  # noqa: PLR0913 - each one is a field of Prefect's form and o
     report.  The run is *Failed* where a root or the store is in trouble or too many images failed,
     *Cancelled* where it was stopped; images that failed alone do not fail it.
     """
-    call = calling.get()
+    call = current_call()
     if call is not None:
         with TagsContext(current_tags=set()):  # a task's tag costs it a question to the API
             return _carried_out(call)
@@ -187,8 +157,7 @@ def index_images(  # noqa: PLR0913 - each one is a field of Prefect's form and o
     with ExitStack() as stack:
         stack.callback(clear_bench, options.home, options.catalog_url)
         call = Call(options, stack.enter_context(Progress("silent")))
-        token = calling.set(call)
-        stack.callback(calling.reset, token)
+        stack.enter_context(carrying_out(call))
         if threading.current_thread() is threading.main_thread():
             stack.enter_context(stop_on_signals(options, call.progress))
         return _carried_out(call)

@@ -21,7 +21,7 @@ from flows.server_process import ServerError
 from flows.worker import bench_for
 
 if TYPE_CHECKING:
-    from flows.index import Call
+    from flows.call import Call
 
 DRAIN_S = 10.0
 """Time for sending the last events and log lines, before a temporary server ends."""
@@ -51,7 +51,7 @@ def run_with_prefect(options: IndexOptions, progress: Progress) -> Report:
     stop = bench_for(options.home, options.catalog_url).stop
     with ExitStack() as stack:
         url = stack.enter_context(api(options.home, progress.note, stop))
-        from flows.index import Call
+        from flows.call import Call
 
         call = Call(options, progress, on_sigterm=_sigterm_handler())
         stack.enter_context(_settings(url))
@@ -70,11 +70,11 @@ def _run(call: "Call", url: str) -> None:
     from prefect import tags
     from prefect.exceptions import TerminationSignal
 
-    from flows.index import calling, index_images
+    from flows.call import carrying_out
+    from flows.index import index_images
 
-    token = calling.set(call)
     try:
-        with tags("lookalike"):
+        with carrying_out(call), tags("lookalike"):
             index_images(**parameters_of(call.options), return_state=True)
     except TerminationSignal:
         call.progress.note("stopped")
@@ -82,8 +82,6 @@ def _run(call: "Call", url: str) -> None:
         if call.report is None and call.error is None:
             raise ServerError(f"Prefect's API at {url} does not take the run: {error}") from error
         call.progress.note(f"Prefect's API at {url} was lost, its view of the run is incomplete")
-    finally:
-        calling.reset(token)
 
 
 def _sigterm_handler() -> object:

@@ -458,6 +458,15 @@ def test_a_flow_runs_in_a_thread_too(tree: str, tmp_path: Path, server: tuple[st
     assert found[0]["extracted"] == 18
 
 
+def test_a_runner_of_prefect_can_hand_the_flow_to_another_process() -> None:
+    import cloudpickle
+    from prefect.flows import load_flow_from_entrypoint
+
+    loaded = load_flow_from_entrypoint(f"{CHECKOUT / 'flows' / 'index.py'}:index_images")
+    assert loaded.name == "index-images"
+    assert cloudpickle.dumps(loaded)
+
+
 def test_options_of_a_flow_that_prefect_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,20 +500,18 @@ def test_a_task_is_tried_again_only_where_the_store_was_out_of_reach(
 ) -> None:
     from prefect.states import Failed
 
-    from flows.index import Call, calling, extract_chunk, worth_retrying
+    from flows.call import Call, carrying_out
+    from flows.index import extract_chunk, worth_retrying
 
     error = CatalogError("trouble")
     error.__cause__ = cause
     options = asked(tmp_path / "home")
-    token = calling.set(Call(options, Progress("silent")))
     run: Any = None
-    try:
+    with carrying_out(Call(options, Progress("silent"))):
         assert worth_retrying(extract_chunk, run, Failed(data=error)) is retried
         bench_for(options.home, None).stop.set()
         assert not worth_retrying(extract_chunk, run, Failed(data=error))
-    finally:
-        calling.reset(token)
-        clear_bench(options.home, None)
+    clear_bench(options.home, None)
     assert worth_retrying(extract_chunk, run, Failed(data=error)) is retried
 
 
