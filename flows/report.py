@@ -40,6 +40,10 @@ THREADS = ("read", "hash", "decode")
 """Stages of the loader's threads, beside those of ``STAGES``: their seconds overlap."""
 
 
+TELLING_S = 2.0
+TOO_SHORT = "The run was too short to tell what limits it."
+
+
 @dataclass
 class Report:
     """Counts, reasons, seconds by stage and troubles of one run of ``lookalike index``."""
@@ -152,6 +156,8 @@ class Report:
     def limiting(self) -> str:
         """Return one plain sentence about the stage that took the most time."""
         known = [stage for stage in STAGES if self.stages.get(stage)]
+        if known and self.duration_s < TELLING_S:
+            return TOO_SHORT
         return STAGES[max(known, key=self.stages.__getitem__)] if known else ""
 
     def to_json(self) -> dict[str, Any]:

@@ -17,16 +17,18 @@ NOT_MENDED = 5
     short_help="Verify catalog, vectors and indexes.",
     examples="""\
     lookalike check
-    lookalike check --repair
+    lookalike check --deep --repair
     """,
 )
 @click.option("--repair", is_flag=True, help="Mend what can be mended from what is there.")
-@click.option("--quick", is_flag=True, help="Sizes and headers only; no checksums.")
+@click.option("--deep", is_flag=True, help="Read every byte: checksums, and unit length.")
 @json_option
 @click.pass_context
-def check_command(ctx: click.Context, repair: bool, quick: bool, as_json: bool) -> None:
-    """Verify that catalog, vectors and indexes are whole and agree; every byte, unless --quick.
+def check_command(ctx: click.Context, repair: bool, deep: bool, as_json: bool) -> None:
+    """Verify that catalog, vectors and indexes are whole and agree.
 
+    Rows, sizes and headers are compared; with --deep every byte is read as well.
+    A vector that is lost makes its image pending again, for the next run.
     Exit code 5 where something is wrong and was not mended.
     """
     from dataclasses import asdict
@@ -37,7 +39,7 @@ def check_command(ctx: click.Context, repair: bool, quick: bool, as_json: bool) 
         opened(ctx, write=repair) as catalog,
         leased(catalog, "repair") if repair else nullcontext() as lease,
     ):
-        findings = check(catalog, repair=repair, deep=not quick, lease=lease)
+        findings = check(catalog, repair=repair, deep=deep, lease=lease)
     if as_json:
         write_json([asdict(finding) for finding in findings])
     elif not findings:

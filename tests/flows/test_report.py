@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from flows.report import EXIT_ORDER, STAGES, Report, dump
+from flows.report import EXIT_ORDER, STAGES, TOO_SHORT, Report, dump
 
 KEYS = [
     *("run_id", "space", "scanned", "unchanged", "new", "changed", "moved", "touched"),
@@ -176,6 +176,8 @@ def test_one_sentence_says_what_limits(stage: str) -> None:
     report = Report(stages={other: 1.0, stage: 2.0, "decode": 50.0, "total": 9.0})
     report.finish(3.0)
     assert report.limits == STAGES[stage]
+    report.finish(0.5)
+    assert report.limits == TOO_SHORT
 
 
 def test_markdown_has_a_table_of_each_group(report: Report) -> None:
