@@ -31,7 +31,7 @@ from flows.job import run_index
 from flows.parameters import options_for, safe
 from flows.progress import Progress
 from flows.report import Report
-from flows.run import stop_on_signals
+from flows.signals import stop_on_signals
 from flows.worker import (
     ChunkOrder,
     PublishOrder,
@@ -148,12 +148,7 @@ def index_images(  # noqa: PLR0913 - each one is a field of Prefect's form and o
     if call is not None:
         with TagsContext(current_tags=set()):  # a task's tag costs it a question to the API
             return _carried_out(call)
-    asked = {
-        name: value
-        for name, value in locals().items()
-        if name != "call" and value not in (None, [])
-    }
-    options = options_for(asked)
+    options, _ = options_for({name: value for name, value in locals().items() if name != "call"})
     with ExitStack() as stack:
         stack.callback(clear_bench, options.home, options.catalog_url)
         call = Call(options, stack.enter_context(Progress("silent")))

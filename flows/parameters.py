@@ -1,4 +1,4 @@
-"""Between the parameters of the Prefect flow and the options of the job."""
+"""From what was asked, on the command line or as the flow's parameters, to the job's options."""
 
 import os
 from collections.abc import Mapping
@@ -6,15 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 from flows.job import IndexOptions
-from flows.settings import load_settings
+from flows.settings import Settings, load_settings
 from flows.spaces import SpaceChoice
 
 RECIPE = ("model", "layer", "weights", "dtype")
-"""Parameters that say how vectors are made."""
-SETTINGS = frozenset(
-    (*RECIPE, "device", "batch_size", "workers", "chunk_size", "max_failures", "home")
-)
-"""Parameters of the flow that are settings."""
+"""Settings that say how vectors are made."""
+SETTINGS = frozenset(Settings.model_fields)
 
 
 def safe(text: str) -> str:
@@ -22,12 +19,14 @@ def safe(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
-def options_for(asked: Mapping[str, Any]) -> IndexOptions:
-    """Return the options of a run that Prefect has started: what was asked over the settings.
+def options_for(asked: Mapping[str, Any]) -> tuple[IndexOptions, str]:
+    """Return the options of a run, what was asked over the settings, and the setting ``prefect``.
 
-    A recipe that was asked for does not mix with the settings' one; without either the space that
-    is current decides.
+    ``asked`` holds settings and fields of ``IndexOptions`` by their names; what was not asked for
+    is not in it, or None.  A recipe that was asked for does not mix with the settings' one;
+    without either the space that is current decides.
     """
+    asked = {name: value for name, value in asked.items() if value not in (None, (), [])}
     flags = {name: value for name, value in asked.items() if name in SETTINGS}
     loaded = load_settings(flags)
     settings = loaded.settings
@@ -37,7 +36,7 @@ def options_for(asked: Mapping[str, Any]) -> IndexOptions:
         for name in RECIPE
         if name in asked or (not typed and loaded.origins[name] != "default")
     }
-    return IndexOptions(
+    options = IndexOptions(
         home=settings.home,
         catalog_url=settings.catalog_url,
         roots=tuple(os.path.abspath(root) for root in asked.get("roots", ())),
@@ -51,6 +50,7 @@ def options_for(asked: Mapping[str, Any]) -> IndexOptions:
         index_spec=asked.get("index_spec"),
         max_failures=settings.max_failures,
     )
+    return options, settings.prefect
 
 
 def parameters_of(options: IndexOptions) -> dict[str, Any]:

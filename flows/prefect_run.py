@@ -29,7 +29,7 @@ LEVEL = "PREFECT_LOGGING_LEVEL"
 ATTEMPTS = 2
 """Prefect's own 5 and 10 make a run whose API is lost last for minutes after its work is done."""
 TOLD = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
-LOST = ("prefect.events", "prefect._internal.concurrency")
+LOST = ("prefect.events", "prefect._internal.concurrency", "EventsWorker", "APILogWorker")
 """Loggers of what our own lines tell: how a run went, and that the API was lost."""
 
 

@@ -1,19 +1,16 @@
-"""Run or plan ``index`` from a terminal: choose Prefect or plain threads, stop on signals."""
+"""Run or plan ``index`` from a terminal: through Prefect, or on plain threads."""
 
 import os
-import signal
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, cast
 
 from flows.job import IndexOptions, PlainSteps, run_index
 from flows.progress import Progress
 from flows.report import Report
+from flows.signals import stop_on_signals
 from flows.spaces import disk_needed_bytes, find_spaces
-from flows.worker import bench_for, clear_bench
+from flows.worker import clear_bench
 from storage.catalog import Catalog
 from storage.chunks import pending_counts
 from storage.errors import RootUnavailable
@@ -22,8 +19,6 @@ from storage.home import Home
 from storage.publish import publish_due
 from storage.roots import RootInfo, list_roots, resolve_root
 from storage.spaces import SpaceInfo
-
-INTERRUPTED = 130
 
 
 def run(options: IndexOptions, progress: Progress, *, prefect: str = "auto") -> Report:
@@ -46,28 +41,6 @@ def run(options: IndexOptions, progress: Progress, *, prefect: str = "auto") -> 
                 return run_index(options, steps=steps, progress=progress)
     finally:
         clear_bench(options.home, options.catalog_url)
-
-
-@contextmanager
-def stop_on_signals(options: IndexOptions, progress: Progress) -> Iterator[None]:
-    """Stop cleanly on the first SIGINT or SIGTERM, leave at once on the second.
-
-    Leaving at once loses nothing that was committed: the lease of a dead process is void.
-    """
-    stop = bench_for(options.home, options.catalog_url).stop
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            os._exit(INTERRUPTED)
-        stop.set()
-        progress.note("stopping: finished images are kept; once more to leave at once")
-
-    before = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 @dataclass(frozen=True)

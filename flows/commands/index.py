@@ -5,17 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.base import Command, absolute, json_option, settings_of
+from flows.commands.base import Command, absolute, json_option
 from flows.commands.show import safe, write_json
 
 if TYPE_CHECKING:
     from flows.job import IndexOptions
-    from flows.settings import LoadedSettings
-    from flows.spaces import SpaceChoice
 
 PREFECT = {None: None, True: "always", False: "never"}
-RECIPE = ("model", "layer", "weights", "dtype")
-"""Settings that say how vectors are made."""
 
 
 @click.command(
@@ -77,44 +73,14 @@ def command(ctx: click.Context, /, **typed: Any) -> None:
 
 
 def _options(
-    ctx: click.Context, *, prefect: bool | None, confirm_missing: bool, **typed: Any
+    ctx: click.Context, *, roots: tuple[str, ...], prefect: bool | None, **typed: Any
 ) -> tuple["IndexOptions", str]:
-    from flows.job import IndexOptions
+    from flows.parameters import options_for
 
-    roots, excludes, index_spec = (typed.pop(n) for n in ("roots", "excludes", "index_spec"))
-    space = typed.pop("space")
-    loaded = settings_of(ctx, **typed, prefect=PREFECT[prefect])
-    settings = loaded.settings
-    options = IndexOptions(
-        home=settings.home,
-        catalog_url=settings.catalog_url,
-        roots=tuple(os.fsdecode(root) for root in absolute(roots)),
-        choice=_choice(loaded, space),
-        excludes=excludes,
-        confirm_missing=confirm_missing,
-        device=settings.device,
-        batch_size=settings.batch_size,
-        workers=settings.workers,
-        chunk_size=settings.chunk_size,
-        index_spec=index_spec,
-        max_failures=settings.max_failures,
-    )
-    return options, settings.prefect
-
-
-def _choice(loaded: "LoadedSettings", space: str | None) -> "SpaceChoice":
-    """Return what was said about the model; defaults are left open for the space to fill.
-
-    Where --space, --model, --layer or --weights is typed, the settings' recipe is another one and
-    does not mix with it.
-    """
-    from flows.spaces import SpaceChoice
-
-    origins = loaded.origins
-    typed = space is not None or any(origins[name] == "flag" for name in RECIPE)
-    said = {
-        name: getattr(loaded.settings, name)
-        for name in RECIPE
-        if origins[name] == "flag" or (not typed and origins[name] != "default")
+    asked = {
+        **ctx.ensure_object(dict),
+        **typed,
+        "roots": [os.fsdecode(root) for root in absolute(roots)],
+        "prefect": PREFECT.get(prefect),
     }
-    return SpaceChoice(space=space, **said)
+    return options_for(asked)

@@ -16,9 +16,8 @@ from PIL import Image
 
 from extractor.errors import ExtractorError
 from flows.cli import cli, expected_code
-from flows.commands.index import _choice
+from flows.parameters import options_for
 from flows.samples import draw_scene
-from flows.settings import load_settings
 from flows.spaces import SpaceChoice
 from storage.catalog import Catalog
 from storage.errors import StorageError
@@ -52,6 +51,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
         draw(base / "pictures" / "a" / f"{i}.jpg", i)
         draw(base / "pictures" / "b" / f"{i}.png", 10 + i)
     (base / "pictures" / "broken.jpg").write_bytes(b"no picture at all")
+    time.sleep(2.6)  # younger files are read again by the next run
     result = run(base, "index", str(base / "pictures"), *TINY, "--json", code=3)
     (base / "report.json").write_text(result.stdout)
     return base
@@ -219,7 +219,8 @@ class TestChoice:
     ) -> None:
         for name, value in environment.items():
             monkeypatch.setenv(f"LOOKALIKE_{name}", value)
-        assert _choice(load_settings(typed), space) == choice
+        options, _ = options_for({**typed, "space": space})
+        assert options.choice == choice
 
 
 class TestSearch:

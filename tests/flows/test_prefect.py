@@ -471,10 +471,10 @@ def test_options_of_a_flow_that_prefect_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOOKALIKE_MODEL", "vgg16")
-    assert options_for({}).choice == SpaceChoice(model="vgg16")
-    assert options_for({"space": "all"}).choice == SpaceChoice(space="all")
-    assert options_for({"layer": "fc6"}).choice == SpaceChoice(layer="fc6")
-    options = options_for(
+    assert options_for({})[0].choice == SpaceChoice(model="vgg16")
+    assert options_for({"space": "all"})[0].choice == SpaceChoice(space="all")
+    assert options_for({"layer": "fc6"})[0].choice == SpaceChoice(layer="fc6")
+    options, _ = options_for(
         {"roots": ["pictures"], "batch_size": 3, "excludes": ["*.tmp"], "confirm_missing": True}
     )
     assert options.roots == (os.path.abspath("pictures"),)
