@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,7 +29,14 @@ from flows.worker import (
 )
 from storage.catalog import Catalog
 from storage.chunks import Scope, claim_chunk, pending_counts, pending_elsewhere
-from storage.errors import DiskFull, LeaseHeld, RootError, RootUnavailable, StorageError
+from storage.errors import (
+    DiskFull,
+    LeaseHeld,
+    ManifestError,
+    RootError,
+    RootUnavailable,
+    StorageError,
+)
 from storage.home import free_bytes
 from storage.publish import publish_due
 from storage.roots import RootInfo, add_root, find_root, list_roots
@@ -41,7 +48,6 @@ CHUNK_SECONDS = 30.0
 MAX_CHUNK_IMAGES = 8192
 MAX_CHUNK_BYTES = 128 << 20
 FIRST_CHUNK_IMAGES = 64
-ROOT_WAIT_S = 30.0
 POLL_S = 0.5
 
 
@@ -120,7 +126,6 @@ class Job:
     bench: Bench
     place: Place
     report: Report
-    heart: Heartbeat
 
     @property
     def catalog(self) -> Catalog:
@@ -150,8 +155,8 @@ def run_index(options: IndexOptions, *, steps: Steps, progress: Progress) -> Rep
     place = Place(options.home, options.catalog_url, lease)
     state = "failed"
     try:
-        with Heartbeat(catalog, lease) as heart:
-            job = Job(options, steps, progress, bench, place, report, heart)
+        with Heartbeat(catalog, lease):
+            job = Job(options, steps, progress, bench, place, report)
             _work(job, roots)
         state = "interrupted" if job.stopped else "done"
     finally:
@@ -207,21 +212,14 @@ def _work(job: Job, roots: list[RootInfo]) -> None:
 
 
 def _scan(job: Job, root: RootInfo) -> None:
-    name = root.display
-    job.progress.scanning(name, 0)
+    job.progress.scanning(root.display, 0)
     order = ScanOrder(job.place, root, job.options.confirm_missing)
-    deadline = time.monotonic() + ROOT_WAIT_S
-    while True:
-        try:
-            job.report.add_scan(job.steps.scan(order).result())
-        except RootUnavailable as error:
-            job.report.add_unavailable(name, str(error))
-        except LeaseHeld as error:
-            if time.monotonic() < deadline and not job.bench.stop.wait(POLL_S):
-                reap(job.catalog)
-                continue
-            job.report.add_held(name, str(error))
-        return
+    try:
+        job.report.add_scan(job.steps.scan(order).result())
+    except (RootUnavailable, ManifestError) as error:
+        job.report.add_unavailable(root.display, str(error))
+    except LeaseHeld as error:
+        job.report.add_held(root.display, str(error))
 
 
 def _spaces(job: Job) -> list[SpaceInfo]:
@@ -253,7 +251,8 @@ def _extract(job: Job, space: SpaceInfo, scope: Scope | None) -> None:
         try:
             result = job.steps.extract(order).result()
         except BaseException:
-            give_back_chunk(order)
+            with suppress(StorageError):  # the first trouble is the one to tell
+                give_back_chunk(order)
             raise
         job.report.add_chunk(result)
 
@@ -301,21 +300,21 @@ def _chunks(job: Job, space: SpaceInfo, scope: Scope | None) -> Iterator[ChunkOr
                 job.options.workers,
             )
             size.learn(len(chunk.work), time.perf_counter() - started)
-        elif not _wait_for_others(job, space):
+        elif not _wait_for_others(job, space, scope):
             return
         else:
             after = 0
 
 
-def _wait_for_others(job: Job, space: SpaceInfo) -> bool:
+def _wait_for_others(job: Job, space: SpaceInfo, scope: Scope | None) -> bool:
     """Wait until another run gave files back or settled them; False when none has any."""
-    held = pending_elsewhere(job.catalog, job.place.lease, space)
+    held = pending_elsewhere(job.catalog, job.place.lease, space, scope)
     if not held:
         return False
     job.progress.note(f"waiting for {held:,} files that another run is working on")
     while held and not job.bench.stop.wait(POLL_S):
         reap(job.catalog)
-        now = pending_elsewhere(job.catalog, job.place.lease, space)
+        now = pending_elsewhere(job.catalog, job.place.lease, space, scope)
         if now < held:
             return True
         held = now

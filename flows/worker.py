@@ -16,6 +16,7 @@ from typing import Any
 from storage.catalog import Catalog
 from storage.chunks import Chunk, give_back, known_digest
 from storage.commit import CommitResult, FailedItem, FileRead, commit_chunk
+from storage.errors import LeaseHeld
 from storage.files import scan_root
 from storage.home import Home
 from storage.publish import publish
@@ -24,6 +25,9 @@ from storage.runs import Lease
 from storage.scan import Signature, fs_clock_offset_ns
 from storage.spaces import SpaceInfo, get_space
 from storage.vectors import VectorStore
+
+ROOT_WAIT_S = 30.0
+POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -114,15 +118,22 @@ def clear_bench(home: str, catalog_url: str | None) -> None:
 def scan_step(order: ScanOrder) -> dict[str, Any]:
     """Scan one root and record its changes.  Raises ``RootUnavailable`` or ``LeaseHeld``."""
     bench = bench_for(order.place.home, order.place.catalog_url)
-    result = scan_root(
-        bench.catalog,
-        order.root,
-        confirm_missing=order.confirm_missing,
-        skip=os.fsencode(order.place.home),
-        lease=order.place.lease,
-        progress=partial(bench.on_scan, order.root.display),
-    )
-    return asdict(result)
+    deadline = time.monotonic() + ROOT_WAIT_S
+    while True:
+        try:
+            result = scan_root(
+                bench.catalog,
+                order.root,
+                confirm_missing=order.confirm_missing,
+                skip=os.fsencode(order.place.home),
+                lease=order.place.lease,
+                progress=partial(bench.on_scan, order.root.display),
+            )
+        except LeaseHeld:  # another run scans it: its end is usually near
+            if time.monotonic() > deadline or bench.stop.wait(POLL_S):
+                raise
+        else:
+            return asdict(result)
 
 
 def publish_step(order: PublishOrder) -> dict[str, Any]:
@@ -279,7 +290,6 @@ def _chunk_result(
     return {
         "outcomes": done,
         "failures": dict(result.failures_by_class),
-        "duplicates": result.duplicates,
         "seconds": seconds,
         "facts": facts,
         "claimed": claimed,

@@ -201,8 +201,10 @@ def claim_chunk(  # noqa: PLR0913 -- three say where, four what
         after_file_id = ids[-1]  # others were faster with all of these
 
 
-def pending_elsewhere(catalog: Catalog, lease: Lease, space: SpaceInfo) -> int:
-    """Count the files that other running runs have claimed in a space."""
+def pending_elsewhere(
+    catalog: Catalog, lease: Lease, space: SpaceInfo, roots: Scope | None = None
+) -> int:
+    """Count the files that other running runs have claimed in a space, of some roots or of all."""
     query = (
         select(func.count())
         .select_from(Claim)
@@ -214,6 +216,8 @@ def pending_elsewhere(catalog: Catalog, lease: Lease, space: SpaceInfo) -> int:
             Run.state == "running",
         )
     )
+    if roots is not None:
+        query = query.join(File, File.id == Claim.subject_id).where(_in_scope(list(roots)))
     with catalog.read() as conn:
         return conn.execute(query).scalar_one()
 

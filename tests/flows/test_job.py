@@ -19,7 +19,8 @@ from storage.catalog import Catalog
 from storage.chunks import claim_chunk
 from storage.errors import DiskFull, SpaceError
 from storage.home import Home
-from storage.runs import start_run
+from storage.roots import list_roots
+from storage.runs import claim, finish_run, start_run
 from storage.spaces import get_space, list_spaces
 from storage.tables import Claim, Failure, File, Run, Vector
 
@@ -220,8 +221,6 @@ def test_a_run_waits_for_what_another_live_run_has_claimed(options):
     other = start_run(bench.catalog, "index")
     held = claim_chunk(bench.catalog, other, space, number=1, limit=9)
     assert len(held.work) == 9
-    from storage.runs import finish_run
-
     timer = threading.Timer(3.0, finish_run, (bench.catalog, other, "done", {}))
     timer.start()
     try:
@@ -229,6 +228,34 @@ def test_a_run_waits_for_what_another_live_run_has_claimed(options):
     finally:
         timer.join()
     assert report.extracted == 2 * len(VARIATIONS)
+
+
+def test_a_root_that_another_run_scans_is_left_to_it(options, monkeypatch):
+    import flows.worker
+
+    go(options)
+    monkeypatch.setattr(flows.worker, "ROOT_WAIT_S", 0.2)
+    with opened(options, write=True) as catalog:
+        other = start_run(catalog, "index")
+        claim(catalog, other, "root", list_roots(catalog)[0].id)
+        report = go(options)
+        assert report.exit_code() == 6
+        assert other.run_id in report.trouble_lines()[0]
+        finish_run(catalog, other, "done")
+    assert go(options).exit_code() == 0
+
+
+def test_a_manifest_with_wrong_lines_stops_no_other_root(options, tmp_path, tree):
+    manifest = tmp_path / "list.tsv"
+    manifest.write_text(f"id\tpath\n1\t{tree}/family-000/plain.jpg\n")
+    go(options, roots=(str(manifest), str(tree)))
+    manifest.write_text(f"id\tpath\n1\t{tree}/family-000/plain.jpg\n1\t{tree}/other.jpg\n")
+    mirror(tree / "family-000" / "dark.jpg")
+    report = go(options, roots=())
+    assert report.exit_code() == 4
+    assert "2" in report.trouble_lines()[0]
+    assert "3" in report.trouble_lines()[0]
+    assert report.extracted == 1
 
 
 def test_full_disks_are_refused_before_the_first_forward_pass(options, monkeypatch):

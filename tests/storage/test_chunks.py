@@ -159,6 +159,8 @@ def test_what_is_given_back_is_pending_for_everyone(job: Job, catalog: Catalog) 
     assert pending_elsewhere(catalog, job.lease, job.space) == 0
     assert pending_elsewhere(catalog, other, job.space) == 4
     assert pending_elsewhere(catalog, other, other_space(catalog)) == 0
+    assert pending_elsewhere(catalog, other, job.space, [job.root.id]) == 4
+    assert pending_elsewhere(catalog, other, job.space, [job.root.id + 1]) == 0
     give_back(catalog, other, [work.file_id for work in chunk.work])  # not its own: stays
     assert len(claims(catalog)) == 4
     give_back(catalog, job.lease, [chunk.work[0].file_id, chunk.work[2].file_id])
