@@ -7,14 +7,14 @@
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
+from flows.claiming import ChunkSize, Claiming
 from flows.progress import Progress
 from flows.report import Report
 from flows.spaces import SpaceChoice, disk_needed_bytes, find_spaces, make_space
+from flows.steps import Steps
 from flows.worker import (
     Bench,
     ChunkOrder,
@@ -22,13 +22,11 @@ from flows.worker import (
     PublishOrder,
     ScanOrder,
     bench_for,
-    extract_step,
     give_back_chunk,
-    publish_step,
-    scan_step,
 )
 from storage.catalog import Catalog
-from storage.chunks import Scope, claim_chunk, pending_counts, pending_elsewhere
+from storage.chunks import Scope, pending_counts
+from storage.cleanup import delete_old_files
 from storage.errors import (
     DiskFull,
     LeaseHeld,
@@ -42,13 +40,6 @@ from storage.publish import publish_due
 from storage.roots import RootInfo, add_root, find_root, list_roots
 from storage.runs import Heartbeat, Lease, finish_run, reap, start_run
 from storage.spaces import SpaceInfo
-
-CHUNK_SECONDS = 30.0
-"""A chunk is about this much work, so that orchestration costs nothing and a kill loses little."""
-MAX_CHUNK_IMAGES = 8192
-MAX_CHUNK_BYTES = 128 << 20
-FIRST_CHUNK_IMAGES = 64
-POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,51 +60,6 @@ class IndexOptions:
     index_spec: str | None = None
     max_failures: float | None = None
     """Share of the images of this run that may fail; None for no limit."""
-
-
-class Handle(Protocol):
-    """A step under way."""
-
-    def result(self) -> dict[str, Any]:
-        """Wait for the step and return what it returned, or raise what it raised."""
-
-
-class Steps(Protocol):
-    """How the steps of a run are carried out."""
-
-    def scan(self, order: ScanOrder) -> Handle:
-        """Start a scan."""
-
-    def extract(self, order: ChunkOrder) -> Handle:
-        """Start a chunk."""
-
-    def publish(self, order: PublishOrder) -> Handle:
-        """Start publishing."""
-
-
-class PlainSteps:
-    """Steps on one thread of this process, so that the main thread stays free for signals."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step")
-
-    def scan(self, order: ScanOrder) -> Future[dict[str, Any]]:
-        """Start a scan."""
-        return self._pool.submit(scan_step, order)
-
-    def extract(self, order: ChunkOrder) -> Future[dict[str, Any]]:
-        """Start a chunk."""
-        return self._pool.submit(extract_step, order)
-
-    def publish(self, order: PublishOrder) -> Future[dict[str, Any]]:
-        """Start publishing."""
-        return self._pool.submit(publish_step, order)
-
-    def __enter__(self) -> "PlainSteps":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True)
 
 
 @dataclass
@@ -209,6 +155,8 @@ def _work(job: Job, roots: list[RootInfo]) -> None:
             _extract(job, space, scope)
         if not job.stopped:
             _publish(job, space)
+    if job.report.extracted or job.report.index:  # what a working run leaves, a later one clears
+        delete_old_files(job.catalog, job.place.lease)
 
 
 def _scan(job: Job, root: RootInfo) -> None:
@@ -247,7 +195,15 @@ def _extract(job: Job, space: SpaceInfo, scope: Scope | None) -> None:
         return
     job.progress.pending(pending.total)
     _check_disk(job, space, pending.total)
-    for order in _chunks(job, space, scope):
+    options = job.options
+    size = ChunkSize(space, options.chunk_size)
+    claiming = Claiming(
+        job.catalog, job.place.lease, space, scope, size, job.bench.stop, job.progress.note
+    )
+    for chunk in claiming.chunks():
+        order = ChunkOrder(
+            job.place, space.name, chunk, options.device, options.batch_size, options.workers
+        )
         try:
             result = job.steps.extract(order).result()
         except BaseException:
@@ -267,74 +223,6 @@ def _check_disk(job: Job, space: SpaceInfo, images: int) -> None:
             f"{images:,} images need about {needed / 1e9:.2f} GB in {job.options.home}, "
             f"{free / 1e9:.2f} GB are free; free some, or choose --dtype float16"
         )
-
-
-def _chunks(job: Job, space: SpaceInfo, scope: Scope | None) -> Iterator[ChunkOrder]:
-    """Claim chunk after chunk, in one pass by file id, until nothing is pending for this run.
-
-    Only when nothing else is left does the run wait for what others have claimed; what they give
-    back it takes in another pass.
-    """
-    number, after, size = 0, 0, ChunkSize(space, job.options.chunk_size)
-    while not job.stopped:
-        reap(job.catalog)
-        number += 1
-        chunk = claim_chunk(
-            job.catalog,
-            job.place.lease,
-            space,
-            number=number,
-            limit=size.limit,
-            after_file_id=after,
-            roots=scope,
-        )
-        if chunk is not None:
-            after = chunk.work[-1].file_id
-            started = time.perf_counter()
-            yield ChunkOrder(
-                job.place,
-                space.name,
-                chunk,
-                job.options.device,
-                job.options.batch_size,
-                job.options.workers,
-            )
-            size.learn(len(chunk.work), time.perf_counter() - started)
-        elif not _wait_for_others(job, space, scope):
-            return
-        else:
-            after = 0
-
-
-def _wait_for_others(job: Job, space: SpaceInfo, scope: Scope | None) -> bool:
-    """Wait until another run gave files back or settled them; False when none has any."""
-    held = pending_elsewhere(job.catalog, job.place.lease, space, scope)
-    if not held:
-        return False
-    job.progress.note(f"waiting for {held:,} files that another run is working on")
-    while held and not job.bench.stop.wait(POLL_S):
-        reap(job.catalog)
-        now = pending_elsewhere(job.catalog, job.place.lease, space, scope)
-        if now < held:
-            return True
-        held = now
-    return True
-
-
-class ChunkSize:
-    """How many images to claim next, from how long the last chunk took."""
-
-    def __init__(self, space: SpaceInfo, fixed: int | None) -> None:
-        vector_bytes = space.dim * (2 if space.dtype == "float16" else 4)
-        self._most = max(1, min(MAX_CHUNK_IMAGES, MAX_CHUNK_BYTES // vector_bytes))
-        self._fixed = fixed
-        self.limit = min(fixed or FIRST_CHUNK_IMAGES, self._most)
-
-    def learn(self, images: int, seconds: float) -> None:
-        """Aim at ``CHUNK_SECONDS``, growing at most fourfold at a time."""
-        if self._fixed is None and seconds > 0:
-            aim = int(images / seconds * CHUNK_SECONDS)
-            self.limit = max(16, min(aim, 4 * self.limit, self._most))
 
 
 def _publish(job: Job, space: SpaceInfo) -> None:

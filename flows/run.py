@@ -5,11 +5,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, cast
 
-from flows.job import IndexOptions, PlainSteps, run_index
+from flows.job import IndexOptions, run_index
 from flows.progress import Progress
 from flows.report import Report
 from flows.signals import stop_on_signals
 from flows.spaces import disk_needed_bytes, find_spaces
+from flows.steps import PlainSteps
 from flows.worker import clear_bench
 from storage.catalog import Catalog
 from storage.chunks import pending_counts

@@ -13,7 +13,7 @@ from sqlalchemy import delete, exists, func, select, update
 
 from storage.batches import batched
 from storage.catalog import Catalog
-from storage.compact import KEEP_S, delete_old_files, orphans
+from storage.cleanup import KEEP_S, delete_old_files, orphans
 from storage.dead import entered_rows
 from storage.durable import map_npy
 from storage.errors import IndexFileError, PartError

@@ -1,15 +1,11 @@
-"""Rewrite parts without their dead rows, merge small ones, and delete what nobody reads any more.
+"""Rewrite parts without their dead rows, and merge small ones.
 
 Rows keep their numbers: a part that leaves rows out says so in its rows sidecar.  The new parts are
 durable before one transaction swaps them in; the old files stay for a day, for readers that hold
 them open.
 """
 
-import os
-import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,19 +13,15 @@ from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
 from storage.batches import batched
 from storage.catalog import Catalog
-from storage.home import fsync_dir
 from storage.reading import open_store, snapshot_in
 from storage.runs import Lease, check_lease, claim, release
-from storage.spaces import SpaceInfo, list_spaces
-from storage.tables import File, Generation, Part, Run, Vector
+from storage.spaces import SpaceInfo
+from storage.tables import File, Part, Vector
 from storage.vectors import PartInfo, PartWritten, VectorStore
 
-KEEP_S = 24 * 3600.0
-"""How long a replaced file stays for its readers, and an orphan for whoever may still commit it."""
 DEAD_SHARE = 0.10
 SMALL_ROWS = 4096
 GROUP_BYTES = 128 << 20
-_OWN_FILE = re.compile(r"(?P<run>\d{8}T\d{6}-[0-9a-f]+)-[0-9a-f]{32}\.")
 
 
 @dataclass(frozen=True)
@@ -218,88 +210,6 @@ def _part_row(
         "facts": dict(written.facts),
         "created_at": now,
     }
-
-
-def delete_old_files(catalog: Catalog, lease: Lease, *, keep_s: float = KEEP_S) -> int:
-    """Delete replaced files, and orphans of runs that have ended, older than ``keep_s``.
-
-    The files go before their row: a row without files is found again, files without a row only
-    by looking into the folder.  Returns the number of parts, generations and orphans deleted.
-    """
-    deleted = 0
-    for space in list_spaces(catalog):
-        deleted += _delete_replaced(catalog, lease, space, keep_s)
-        deleted += _delete_orphans(catalog, space, keep_s)
-    return deleted
-
-
-def _delete_replaced(catalog: Catalog, lease: Lease, space: SpaceInfo, keep_s: float) -> int:
-    store = open_store(catalog, space)
-    with catalog.read() as conn:
-        before = catalog.now(conn) - keep_s
-        parts = _replaced(conn, Part, space.id, before)
-        generations = _replaced(conn, Generation, space.id, before)
-    for name in parts.values():
-        store.remove(name)
-    folder = catalog.home.index_dir(space.fingerprint)
-    for name in generations.values():
-        for suffix in (".faiss", ".rowmap.npy"):
-            _unlink(os.path.join(folder, name + suffix))
-    if parts or generations:
-        with catalog.write() as conn:
-            check_lease(conn, lease)
-            for table, rows in ((Part, parts), (Generation, generations)):
-                for ids in batched(rows):
-                    conn.execute(delete(table).where(table.id.in_(ids)))
-    return len(parts) + len(generations)
-
-
-def _replaced(
-    conn: Connection, table: type[Part] | type[Generation], space_id: int, before: float
-) -> dict[int, str]:
-    """Return id -> name of what was replaced before a time."""
-    query = select(table.id, table.name).where(
-        table.space_id == space_id, table.state == "replaced", table.replaced_at <= before
-    )
-    return {row.id: row.name for row in conn.execute(query)}
-
-
-def orphans(catalog: Catalog, space: SpaceInfo) -> list[str]:
-    """Return the paths of files in the space's folders that no row of the catalog names.
-
-    Files of runs that still run are not among them: they may be about to commit.
-    """
-    with catalog.read() as conn:
-        known = set(conn.execute(select(Part.name).where(Part.space_id == space.id)).scalars())
-        known |= set(
-            conn.execute(select(Generation.name).where(Generation.space_id == space.id)).scalars()
-        )
-        running = set(conn.execute(select(Run.id).where(Run.state == "running")).scalars())
-    found = []
-    home = catalog.home
-    for folder in (home.parts_dir(space.fingerprint), home.index_dir(space.fingerprint)):
-        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        for name in names:
-            run = _OWN_FILE.match(name)
-            if name.split(".")[0] not in known and not (run and run["run"] in running):
-                found.append(os.path.join(folder, name))
-    return found
-
-
-def _delete_orphans(catalog: Catalog, space: SpaceInfo, keep_s: float) -> int:
-    deleted = 0
-    for path in orphans(catalog, space):
-        with suppress(FileNotFoundError):
-            if os.lstat(path).st_mtime <= time.time() - keep_s:
-                _unlink(path)
-                deleted += 1
-    return deleted
-
-
-def _unlink(path: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-        fsync_dir(os.path.dirname(path))
 
 
 def dead_share(catalog: Catalog, space: SpaceInfo) -> float:

@@ -8,7 +8,8 @@ from sqlalchemy import Connection, delete, or_, select, update
 
 from storage.batches import batched
 from storage.catalog import Catalog
-from storage.compact import compact_rows, delete_old_files
+from storage.cleanup import delete_old_files
+from storage.compact import compact_rows
 from storage.errors import RootError
 from storage.publish import publish
 from storage.reading import snapshot

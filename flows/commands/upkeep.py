@@ -69,7 +69,8 @@ def compact_command(ctx: click.Context, space: str | None, force: bool) -> None:
 
     Replaced files stay for a day, for readers that have them open, and go with a later compact.
     """
-    from storage.compact import compact, delete_old_files
+    from storage.cleanup import delete_old_files
+    from storage.compact import compact
     from storage.publish import publish, publish_due
     from storage.spaces import get_space, list_spaces
 

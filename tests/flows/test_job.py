@@ -7,13 +7,15 @@ import time
 
 import pytest
 from PIL import Image, ImageOps
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
-from flows.job import ChunkSize, IndexOptions, PlainSteps, run_index
+from flows.claiming import ChunkSize
+from flows.job import IndexOptions, run_index
 from flows.progress import Progress
 from flows.run import plan
 from flows.samples import VARIATIONS, draw_families
 from flows.spaces import SpaceChoice
+from flows.steps import PlainSteps
 from flows.worker import bench_for, clear_bench
 from storage.catalog import Catalog
 from storage.chunks import claim_chunk
@@ -22,7 +24,7 @@ from storage.home import Home
 from storage.roots import list_roots
 from storage.runs import claim, finish_run, start_run
 from storage.spaces import get_space, list_spaces
-from storage.tables import Claim, Failure, File, Run, Vector
+from storage.tables import Claim, Failure, File, Generation, Run, Vector
 
 TINY = SpaceChoice(model="resnet18", weights="random:0")
 
@@ -265,6 +267,24 @@ def test_full_disks_are_refused_before_the_first_forward_pass(options, monkeypat
     with pytest.raises(DiskFull, match="float16"):
         go(options)
     assert count(options, Vector) == 0
+
+
+def test_a_working_run_clears_what_was_replaced_a_day_ago(options, tree):
+    go(options)
+    mirror(tree / "family-000" / "dark.jpg")
+    go(options)  # publishes anew: the first index is replaced
+    with opened(options, write=True) as catalog:
+        folder = catalog.home.index_dir(get_space(catalog, None).fingerprint)
+        assert len(os.listdir(folder)) == 4
+        with catalog.write() as conn:
+            past = catalog.now(conn) - 90_000
+            old = update(Generation).where(Generation.state == "replaced")
+            conn.execute(old.values(replaced_at=past))
+    assert go(options).extracted == 0
+    assert len(os.listdir(folder)) == 4  # nothing was done, nothing is looked for
+    mirror(tree / "family-000" / "plain.jpg")
+    go(options)
+    assert len(os.listdir(folder)) == 4  # one went, one came
 
 
 def test_the_plan_touches_nothing(options, tree):

@@ -20,7 +20,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from flows import prefect_run
-from flows.job import IndexOptions, PlainSteps, run_index
+from flows.job import IndexOptions, run_index
 from flows.parameters import options_for, parameters_of
 from flows.prefect_run import run_with_prefect
 from flows.prefect_settings import TAMED
@@ -38,6 +38,7 @@ from flows.server_process import (
     wait_until_up,
 )
 from flows.spaces import SpaceChoice
+from flows.steps import PlainSteps
 from flows.worker import bench_for, clear_bench
 from storage.catalog import Catalog
 from storage.errors import CatalogError, SpaceError

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select, update
 
-from storage.compact import SMALL_ROWS, compact, dead_share, delete_old_files, orphans
+from storage.cleanup import delete_old_files, orphans
+from storage.compact import SMALL_ROWS, compact, dead_share
 from storage.errors import LeaseHeld, LeaseLost
 from storage.lookup import Lookup
 from storage.publish import publish

@@ -1,0 +1,58 @@
+"""How the steps of a run are carried out: here on plain threads, in ``flows.index`` as tasks."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+from flows.worker import (
+    ChunkOrder,
+    PublishOrder,
+    ScanOrder,
+    extract_step,
+    publish_step,
+    scan_step,
+)
+
+
+class Handle(Protocol):
+    """A step under way."""
+
+    def result(self) -> dict[str, Any]:
+        """Wait for the step and return what it returned, or raise what it raised."""
+
+
+class Steps(Protocol):
+    """How the steps of a run are carried out."""
+
+    def scan(self, order: ScanOrder) -> Handle:
+        """Start a scan."""
+
+    def extract(self, order: ChunkOrder) -> Handle:
+        """Start a chunk."""
+
+    def publish(self, order: PublishOrder) -> Handle:
+        """Start publishing."""
+
+
+class PlainSteps:
+    """Steps on one thread of this process, so that the main thread stays free for signals."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step")
+
+    def scan(self, order: ScanOrder) -> Future[dict[str, Any]]:
+        """Start a scan."""
+        return self._pool.submit(scan_step, order)
+
+    def extract(self, order: ChunkOrder) -> Future[dict[str, Any]]:
+        """Start a chunk."""
+        return self._pool.submit(extract_step, order)
+
+    def publish(self, order: PublishOrder) -> Future[dict[str, Any]]:
+        """Start publishing."""
+        return self._pool.submit(publish_step, order)
+
+    def __enter__(self) -> "PlainSteps":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
