@@ -110,9 +110,7 @@ def _check_sides(name: str, value: int | Sequence[int]) -> None:
         raise ValueError(f"{name} is {value!r}, not a length or a (height, width)")
 
 
-def pixels(
-    image: Image.Image, p: Preprocess, out: NDArray[np.uint8] | None = None
-) -> NDArray[np.uint8]:
+def pixels(image: Image.Image, p: Preprocess) -> NDArray[np.uint8]:
     """Resize and crop a picture.
 
     Parameters
@@ -121,26 +119,21 @@ def pixels(
         A picture of mode ``RGB``, as ``extractor.decode.decode`` gives it.
     p
         The sizes and the interpolation.
-    out
-        Where to write, shape ``(3, height, width)``, uint8; made if it is not given.
 
     Returns
     -------
     ndarray
-        Shape ``(3, height, width)`` of ``p.crop_size``, uint8, contiguous unless ``out`` is not.
+        Shape ``(3, height, width)`` of ``p.crop_size``, uint8, contiguous.
 
     Raises
     ------
     ValueError
-        ``image`` is not ``RGB``, or ``out`` has another shape or type.
+        ``image`` is not ``RGB``.
     """
     if image.mode != "RGB":
         raise ValueError(f"the picture has mode {image.mode}, not RGB")
     height, width = p.crop_size
-    if out is None:
-        out = np.empty((3, height, width), np.uint8)
-    elif out.shape != (3, height, width) or out.dtype != np.uint8:
-        raise ValueError(f"out is {out.dtype} {out.shape}, not uint8 {(3, height, width)}")
+    out = np.empty((3, height, width), np.uint8)
     cropped = _resized_crop(image, p)
     for band, plane in zip(cropped.split(), out, strict=True):  # faster than a transposition
         plane[:] = np.asarray(band)

@@ -79,21 +79,6 @@ def test_a_thin_strip_with_a_crop_beyond_its_shorter_side_is_padded():
     assert (got[:, 22:278] == np.array([10, 20, 30])[:, None, None]).all()
 
 
-def test_writes_into_a_given_slot():
-    batch = np.zeros((2, 3, 224, 224), np.uint8)
-    image = noise(300, 260)
-    assert pixels(image, Preprocess(), out=batch[1]).base is batch
-    np.testing.assert_array_equal(batch[1], pixels(image, Preprocess()))
-    assert not batch[0].any()
-
-
-def test_refuses_a_slot_of_another_shape_or_type():
-    with pytest.raises(ValueError, match=r"float32"):
-        pixels(noise(9, 9), Preprocess(), out=np.empty((3, 224, 224), np.float32))
-    with pytest.raises(ValueError, match=r"\(3, 9, 9\)"):
-        pixels(noise(9, 9), Preprocess(), out=np.empty((3, 9, 9), np.uint8))
-
-
 def test_refuses_a_picture_that_is_not_rgb():
     with pytest.raises(ValueError, match="mode L"):
         pixels(Image.new("L", (9, 9)), Preprocess())
