@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
 
-from storage.batches import batched
+from storage.slices import sliced
 from storage.tables import File, Image, Root, Vector
 
 
@@ -54,7 +54,7 @@ def holders(conn: Connection, image_ids: Iterable[int]) -> dict[int, list[Holder
         .where(File.state == "live")
     )
     found: dict[int, list[Holder]] = {}
-    for some in batched(set(image_ids)):
+    for some in sliced(set(image_ids)):
         for row in conn.execute(query.where(File.image_id.in_(some))):
             path = row.source or os.path.join(row.path, row.key)
             key = os.fsdecode(row.key) if row.kind == "manifest" else None

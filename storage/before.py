@@ -7,11 +7,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, exists, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
-from storage.batches import batched
 from storage.chunks import Chunk, quarantined
 from storage.outcomes import Before
 from storage.runs import Lease
 from storage.scan import Signature
+from storage.slices import sliced
 from storage.spaces import SpaceInfo
 from storage.tables import Claim, Failure, File, Image, Vector
 
@@ -47,8 +47,8 @@ def claims_of(lease: Lease, chunk: Chunk) -> tuple[ColumnElement[bool], ...]:
 def image_ids(conn: Connection, digests: Iterable[bytes]) -> dict[bytes, int]:
     """Return the images of those digests that are known."""
     ids: dict[bytes, int] = {}
-    for batch in batched(digests):
-        query = select(Image.digest, Image.id).where(Image.digest.in_(batch))
+    for some in sliced(digests):
+        query = select(Image.digest, Image.id).where(Image.digest.in_(some))
         ids.update(conn.execute(query).all())
     return ids
 
@@ -60,7 +60,7 @@ def lock_files(conn: Connection, file_ids: Iterable[int]) -> dict[int, Held]:
     wait for each other.
     """
     files: dict[int, Held] = {}
-    for batch in batched(sorted(file_ids)):
+    for some in sliced(sorted(file_ids)):
         query = (
             select(
                 File.id,
@@ -71,7 +71,7 @@ def lock_files(conn: Connection, file_ids: Iterable[int]) -> dict[int, Held]:
                 File.seen_inode,
             )
             .outerjoin(Image, Image.id == File.image_id)
-            .where(File.id.in_(batch))
+            .where(File.id.in_(some))
             .order_by(File.id)
             .with_for_update(of=File)
         )
@@ -85,9 +85,9 @@ def relevant_failures(conn: Connection, space: SpaceInfo, digests: Iterable[byte
     stands = quarantined(space.decode_version, space.id)
     relevant = or_(Failure.decode_version == space.decode_version, Failure.space_id == space.id)
     found: list[Record] = []
-    for batch in batched(digests):
+    for some in sliced(digests):
         query = select(Failure.id, Failure.digest, Failure.failure_class, stands).where(
-            Failure.stage != "read", Failure.digest.in_(batch), relevant
+            Failure.stage != "read", Failure.digest.in_(some), relevant
         )
         found.extend(Record(*row) for row in conn.execute(query))
     return found
@@ -138,15 +138,15 @@ class Look:
     ) -> dict[bytes, list[int]]:
         """Return the missing files of images; what a scan is changing now is left to it."""
         missing: dict[bytes, list[int]] = {}
-        for batch in batched(image_ids):
+        for some in sliced(image_ids):
             query = (
                 select(File.id, File.image_id)
-                .where(File.image_id.in_(batch), File.state == "missing")
+                .where(File.image_id.in_(some), File.state == "missing")
                 .order_by(File.id)
                 .with_for_update(skip_locked=True)
             )
             for file_id, image_id in self.conn.execute(query):
-                assert image_id is not None  # noqa: S101 -- it is one of the batch
+                assert image_id is not None  # noqa: S101 -- it is one of these
                 missing.setdefault(digest_of[image_id], []).append(file_id)
         return missing
 
@@ -165,6 +165,6 @@ class Look:
         self, query: Select[Any], column: InstrumentedAttribute[Any], image_ids: Sequence[int]
     ) -> set[int]:
         found: set[int] = set()
-        for batch in batched(image_ids):
-            found.update(self.conn.execute(query.where(column.in_(batch))).scalars())
+        for some in sliced(image_ids):
+            found.update(self.conn.execute(query.where(column.in_(some))).scalars())
         return found

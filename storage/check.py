@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sqlalchemy import delete, exists, func, select, update
 
-from storage.batches import batched
 from storage.catalog import Catalog
 from storage.cleanup import KEEP_S, delete_old_files, orphans
 from storage.dead import entered_rows
@@ -21,6 +20,7 @@ from storage.generation import generation_paths, load_generation
 from storage.publish import publish
 from storage.reading import GenerationInfo, open_store, snapshot
 from storage.runs import Lease, check_lease, claim, release
+from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
 from storage.tables import File, Generation, Image, Part, Space, Vector
 from storage.vectors import PartInfo, VectorStore
@@ -196,9 +196,9 @@ def _give_up(catalog: Catalog, lease: Lease, space: SpaceInfo, bad: list[_Bad]) 
     with catalog.write() as conn:
         check_lease(conn, lease)
         gone = {"state": "replaced", "replaced_at": catalog.now(conn)}
-        for ids in batched(parts):
+        for ids in sliced(parts):
             conn.execute(update(Part).where(Part.id.in_(ids)).values(gone))
-        for rows in batched([row for about in bad for row in about.rows]):
+        for rows in sliced([row for about in bad for row in about.rows]):
             conn.execute(delete(Vector).where(Vector.space_id == space.id, Vector.row.in_(rows)))
         live = (Generation.space_id == space.id, Generation.state == "live")
         conn.execute(update(Generation).where(*live).values(gone))

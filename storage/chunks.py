@@ -25,11 +25,11 @@ from sqlalchemy import (
     true,
 )
 
-from storage.batches import batched
 from storage.catalog import Catalog
 from storage.database import insert_into
 from storage.roots import within
 from storage.runs import Lease, check_lease
+from storage.slices import sliced
 from storage.spaces import SpaceInfo
 from storage.tables import Claim, Failure, File, Image, Root, Run, Vector
 
@@ -225,12 +225,12 @@ def pending_elsewhere(
 def give_back(catalog: Catalog, lease: Lease, file_ids: Iterable[int]) -> None:
     """Drop the run's claims of these files: they are pending for everyone again."""
     with catalog.write() as conn:
-        for batch in batched(file_ids):
+        for some in sliced(file_ids):
             conn.execute(
                 delete(Claim).where(
                     Claim.kind == "file",
                     Claim.run_id == lease.run_id,
-                    Claim.subject_id.in_(batch),
+                    Claim.subject_id.in_(some),
                 )
             )
 

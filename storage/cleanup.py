@@ -7,11 +7,11 @@ from contextlib import suppress
 
 from sqlalchemy import Connection, delete, select
 
-from storage.batches import batched
 from storage.catalog import Catalog
 from storage.home import fsync_dir
 from storage.reading import open_store
 from storage.runs import Lease, check_lease
+from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
 from storage.tables import Generation, Part, Run
 
@@ -49,7 +49,7 @@ def _delete_replaced(catalog: Catalog, lease: Lease, space: SpaceInfo, keep_s: f
         with catalog.write() as conn:
             check_lease(conn, lease)
             for table, rows in ((Part, parts), (Generation, generations)):
-                for ids in batched(rows):
+                for ids in sliced(rows):
                     conn.execute(delete(table).where(table.id.in_(ids)))
     return len(parts) + len(generations)
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
-from storage.batches import batched
 from storage.catalog import Catalog
 from storage.reading import open_store, snapshot_in
 from storage.runs import Lease, check_lease, claim, release
+from storage.slices import sliced
 from storage.spaces import SpaceInfo
 from storage.tables import File, Part, Vector
 from storage.vectors import PartInfo, PartWritten, VectorStore
@@ -180,13 +180,13 @@ def _swap(
     with catalog.write() as conn:
         check_lease(conn, lease)
         now = catalog.now(conn)
-        for ids in batched([part.id for part in group.parts]):
+        for ids in sliced([part.id for part in group.parts]):
             gone = {"state": "replaced", "replaced_at": now}
             conn.execute(update(Part).where(Part.id.in_(ids)).values(gone))
         within = (Vector.space_id == space.id, Vector.row >= first, Vector.row < end)
         kept = set(group.live)
         entered = conn.execute(select(Vector.row).where(*within)).scalars()
-        for rows in batched([row for row in entered if row not in kept]):
+        for rows in sliced([row for row in entered if row not in kept]):
             conn.execute(delete(Vector).where(Vector.space_id == space.id, Vector.row.in_(rows)))
         if written is not None:
             conn.execute(insert(Part).values(_part_row(space, lease, group, written, now)))

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection, exists, select
 
-from storage.batches import batched
+from storage.slices import sliced
 from storage.tables import File, Part, Vector
 
 RowArray = npt.NDArray[np.int64]
@@ -19,7 +19,7 @@ def live_rows(conn: Connection, space_id: int, rows: Iterable[int]) -> dict[int,
     """Return row -> image id of those ``rows`` whose image has a live file."""
     query = select(Vector.row, Vector.image_id).where(Vector.space_id == space_id, _LIVE_FILE)
     found: dict[int, int] = {}
-    for some in batched(int(row) for row in rows):
+    for some in sliced(int(row) for row in rows):
         found.update((row, image) for row, image in conn.execute(query.where(Vector.row.in_(some))))
     return found
 

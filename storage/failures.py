@@ -12,11 +12,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, true
 
-from storage.batches import batched
 from storage.catalog import Catalog
 from storage.database import insert_into
 from storage.errors import RootError
 from storage.roots import find_root, within
+from storage.slices import sliced
 from storage.spaces import SpaceInfo
 from storage.tables import Failure, File, Image, Root
 
@@ -190,11 +190,11 @@ def _at(catalog: Catalog, path: bytes) -> ColumnElement[bool]:
 def _holders(conn: Connection, digests: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
     """Return the first live file of each digest, and how many there are."""
     holders: dict[bytes, tuple[int, int]] = {}
-    for batch in batched(dict.fromkeys(digests)):
+    for some in sliced(dict.fromkeys(digests)):
         query = (
             select(Image.digest, func.min(File.id), func.count())
             .join(File, File.image_id == Image.id)
-            .where(Image.digest.in_(batch), File.state == "live")
+            .where(Image.digest.in_(some), File.state == "live")
             .group_by(Image.digest)
         )
         holders.update({digest: (first, n) for digest, first, n in conn.execute(query)})
@@ -204,11 +204,11 @@ def _holders(conn: Connection, digests: Sequence[bytes]) -> dict[bytes, tuple[in
 def _paths(conn: Connection, file_ids: Sequence[int]) -> dict[int, bytes]:
     """Return the absolute paths of files."""
     paths: dict[int, bytes] = {}
-    for batch in batched(file_ids):
+    for some in sliced(file_ids):
         query = (
             select(File.id, Root.path, File.path, File.source)
             .join(Root, Root.id == File.root_id)
-            .where(File.id.in_(batch))
+            .where(File.id.in_(some))
         )
         for file_id, root, path, source in conn.execute(query):
             paths[file_id] = source or os.path.join(root, path)

@@ -1,4 +1,4 @@
-"""The catalog's rows of files: read in the order of their paths, and changed in batches."""
+"""The catalog's rows of files: read in the order of their paths, and changed a page at a time."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -6,12 +6,12 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from storage.batches import batched
 from storage.catalog import Catalog
 from storage.changes import Change, Known, Reason
 from storage.roots import RootInfo, display, within
 from storage.runs import Lease, check_lease
 from storage.scan import FileStat, Signature
+from storage.slices import sliced
 from storage.tables import File
 
 PAGE = 5_000
@@ -93,9 +93,9 @@ def apply_changes(
         The run was declared dead; what was written before stays, and the next scan goes on there.
     """
     counts: Counter[str] = Counter()
-    for batch in batched(changes, PAGE):
-        counts.update(change.reason.value for change in batch)
-        writes = [change for change in batch if _needs_writing(change)]
+    for page in sliced(changes, PAGE):
+        counts.update(change.reason.value for change in page)
+        writes = [change for change in page if _needs_writing(change)]
         if not writes:
             continue
         with catalog.write() as conn:
@@ -131,8 +131,8 @@ def _write(conn: Connection, root_id: int, changes: list[Change], now: float) ->
             )
     this = update(File).where(File.id == bindparam("file"))
     # Postgres: a commit locks its files in the order of their ids too, so neither waits for ever.
-    for batch in batched(sorted(row["file"] for row in (*updates, *losses))):
-        conn.execute(select(File.id).where(File.id.in_(batch)).order_by(File.id).with_for_update())
+    for some in sliced(sorted(row["file"] for row in (*updates, *losses))):
+        conn.execute(select(File.id).where(File.id.in_(some)).order_by(File.id).with_for_update())
     if news:
         conn.execute(insert(File), news)
     if updates:

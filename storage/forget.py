@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, or_, select, update
 
-from storage.batches import batched
 from storage.catalog import Catalog
 from storage.cleanup import delete_old_files
 from storage.compact import compact_rows
@@ -15,6 +14,7 @@ from storage.publish import publish
 from storage.reading import snapshot
 from storage.roots import find_root, within
 from storage.runs import Lease, check_lease, claim, release
+from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
 from storage.tables import Failure, File, Generation, Image, Vector
 
@@ -90,7 +90,7 @@ def _meant(
 
 def _rows(conn: Connection, images: Sequence[int]) -> dict[int, list[int]]:
     rows: dict[int, list[int]] = {}
-    for ids in batched(images):
+    for ids in sliced(images):
         query = select(Vector.space_id, Vector.row).where(Vector.image_id.in_(ids))
         for space_id, row in conn.execute(query):
             rows.setdefault(space_id, []).append(row)
@@ -100,7 +100,7 @@ def _rows(conn: Connection, images: Sequence[int]) -> dict[int, list[int]]:
 def _remove(conn: Connection, files: Sequence[int], images: Sequence[int]) -> int:
     """Delete every record of the files and images; return how many files."""
     removed = 0
-    for ids in batched(images):
+    for ids in sliced(images):
         digests = select(Image.digest).where(Image.id.in_(ids))
         holders = select(File.id).where(File.image_id.in_(ids))
         conn.execute(
@@ -109,7 +109,7 @@ def _remove(conn: Connection, files: Sequence[int], images: Sequence[int]) -> in
         conn.execute(delete(Vector).where(Vector.image_id.in_(ids)))
         removed += conn.execute(delete(File).where(File.image_id.in_(ids))).rowcount
         conn.execute(delete(Image).where(Image.id.in_(ids)))
-    for ids in batched(files):
+    for ids in sliced(files):
         conn.execute(delete(Failure).where(Failure.file_id.in_(ids)))
         removed += conn.execute(delete(File).where(File.id.in_(ids))).rowcount
     return removed

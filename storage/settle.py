@@ -6,7 +6,6 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from storage.batches import batched
 from storage.before import Held, Record, claims_of, image_ids
 from storage.chunks import Chunk
 from storage.database import insert_into
@@ -14,6 +13,7 @@ from storage.errors import SpaceError
 from storage.outcomes import Before, Outcomes
 from storage.runs import Lease
 from storage.scan import Signature
+from storage.slices import sliced
 from storage.spaces import SpaceInfo
 from storage.tables import Claim, Failure, File, Image, Part, Space, Vector
 from storage.vectors import PartWritten
@@ -128,9 +128,9 @@ class Settle:
 
     def forget_moved(self, outcomes: Outcomes) -> None:
         """Delete the missing files whose content turned up under another path."""
-        for batch in batched(outcomes.moved_from):
-            self._drop_read_failures(batch)
-            self.conn.execute(delete(File).where(File.id.in_(batch)))
+        for some in sliced(outcomes.moved_from):
+            self._drop_read_failures(some)
+            self.conn.execute(delete(File).where(File.id.in_(some)))
 
     def resolve(
         self,
@@ -139,10 +139,10 @@ class Settle:
         served: set[bytes],
     ) -> None:
         """Delete the failures that are none any more."""
-        for batch in batched(read.file_id for read in reads):
-            self._drop_read_failures(batch)
-        for batch in batched(item.id for item in records if item.digest in served):
-            self.conn.execute(delete(Failure).where(Failure.id.in_(batch)))
+        for some in sliced(read.file_id for read in reads):
+            self._drop_read_failures(some)
+        for some in sliced(item.id for item in records if item.digest in served):
+            self.conn.execute(delete(Failure).where(Failure.id.in_(some)))
 
     def failure_rows(
         self, failures: Sequence[FailedItem], files: Mapping[int, Held]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from sqlalchemy import insert, select, update
 
-from storage.batches import batched
 from storage.catalog import Catalog
 from storage.home import Home
 from storage.reading import open_store
+from storage.slices import sliced
 from storage.spaces import SpaceInfo, ensure_space
 from storage.tables import File, Image, Part, Root, Space, Vector
 
@@ -154,7 +154,7 @@ class Filled:
     def set_state(self, rows, state: str) -> None:
         """Give the files of some rows another state."""
         with self.catalog.write() as conn:
-            for some in batched(self.base + int(row) for row in rows):
+            for some in sliced(self.base + int(row) for row in rows):
                 conn.execute(update(File).where(File.image_id.in_(some)).values(state=state))
 
 

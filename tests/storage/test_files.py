@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, select, update
 
 import storage.file_rows
-from storage.batches import batched
 from storage.catalog import Catalog
 from storage.changes import Change, Known, Reason
 from storage.errors import LeaseHeld, LeaseLost, ManifestError, RootUnavailable
@@ -23,6 +22,7 @@ from storage.leases import finish_run
 from storage.roots import RootInfo, add_root, find_root, resolve_root
 from storage.runs import Lease, claim, start_run
 from storage.scan import FileStat, Signature
+from storage.slices import sliced
 from storage.spaces import SpaceInfo
 from storage.spool import Spool
 from storage.tables import File, Root, Run
@@ -465,11 +465,11 @@ def test_a_spool_gives_back_what_it_was_given(given: list[Change], memory_bytes:
 
 
 @given(st.lists(st.integers()), st.integers(1, 5))
-def test_batches_are_full_and_in_order(items: list[int], size: int) -> None:
-    batches = list(batched(items, size))
-    assert [item for batch in batches for item in batch] == items
-    assert all(len(batch) == size for batch in batches[:-1])
-    assert all(batches)
+def test_slices_are_full_and_in_order(items: list[int], size: int) -> None:
+    slices = list(sliced(items, size))
+    assert [item for some in slices for item in some] == items
+    assert all(len(some) == size for some in slices[:-1])
+    assert all(slices)
 
 
 def test_a_root_info_is_its_sub_path() -> None:

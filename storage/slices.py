@@ -10,8 +10,8 @@ IN_LIST = 500
 """Values in one ``IN (...)``; old builds of SQLite take 999 variables a statement."""
 
 
-def batched(items: Iterable[T], size: int = IN_LIST) -> Iterator[list[T]]:
+def sliced(items: Iterable[T], size: int = IN_LIST) -> Iterator[list[T]]:
     """Yield the items in lists of at most ``size``, in order; nothing for no items."""
     iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
+    while some := list(itertools.islice(iterator, size)):
+        yield some
