@@ -2,11 +2,10 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from flows.job import IndexOptions
-from flows.settings import Settings, load_settings
+from flows.settings import LoadedSettings, Settings, load_settings
 from flows.spaces import SpaceChoice
 
 RECIPE = ("model", "layer", "weights", "dtype")
@@ -23,24 +22,19 @@ def options_for(asked: Mapping[str, Any]) -> tuple[IndexOptions, str]:
     """Return the options of a run, what was asked over the settings, and the setting ``prefect``.
 
     ``asked`` holds settings and fields of ``IndexOptions`` by their names; what was not asked for
-    is not in it, or None.  A recipe that was asked for does not mix with the settings' one;
-    without either the space that is current decides.
+    is not in it, or None.  A recipe that was asked for does not mix with the settings' one; a
+    space that was asked for goes by its own, and by the settings' one only if it is new.  Without
+    any the space that is current decides.
     """
     asked = {name: value for name, value in asked.items() if value not in (None, (), [])}
     flags = {name: value for name, value in asked.items() if name in SETTINGS}
     loaded = load_settings(flags)
     settings = loaded.settings
-    typed = "space" in asked or any(name in asked for name in RECIPE)
-    said = {
-        name: getattr(settings, name)
-        for name in RECIPE
-        if name in asked or (not typed and loaded.origins[name] != "default")
-    }
     options = IndexOptions(
         home=settings.home,
         catalog_url=settings.catalog_url,
         roots=tuple(os.path.abspath(root) for root in asked.get("roots", ())),
-        choice=SpaceChoice(space=asked.get("space"), **said),
+        choice=_choice(asked, loaded),
         excludes=tuple(asked.get("excludes", ())),
         confirm_missing=asked.get("confirm_missing", False),
         device=settings.device,
@@ -53,9 +47,20 @@ def options_for(asked: Mapping[str, Any]) -> tuple[IndexOptions, str]:
     return options, settings.prefect
 
 
+def _choice(asked: Mapping[str, Any], loaded: LoadedSettings) -> SpaceChoice:
+    typed = {name: getattr(loaded.settings, name) for name in RECIPE if name in asked}
+    told = {
+        name: getattr(loaded.settings, name) for name in RECIPE if loaded.origins[name] != "default"
+    }
+    space = asked.get("space")
+    if typed or not told or space is None:
+        return SpaceChoice(space=space, **(typed or told))
+    return SpaceChoice(space=space, otherwise=SpaceChoice(**told))
+
+
 def parameters_of(options: IndexOptions) -> dict[str, Any]:
     """Return the flow's parameters that show what was asked for; no URL, which holds a password."""
-    choice = asdict(options.choice)
+    choice = {name: getattr(options.choice, name) for name in ("space", *RECIPE)}
     return {
         **{name: safe(value) if value else None for name, value in choice.items()},
         "roots": [safe(root) for root in options.roots] or None,

@@ -1,8 +1,7 @@
 """From what the user asked for to the space that a run works in."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from extractor.models import ModelRequest, request_key
 from extractor.weights import weights_file
@@ -14,6 +13,8 @@ if TYPE_CHECKING:
     from extractor.models import Model
 
 DEFAULT_MODEL = "resnet50"
+ALL = "all"
+"""What ``--space`` takes for every space; no space has this name."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +26,45 @@ class SpaceChoice:
     layer: str | None = None
     weights: str | None = None
     dtype: str | None = None
+    otherwise: "SpaceChoice | None" = field(default=None, compare=False)
+    """Recipe of the settings, for a ``space`` that is not there yet; it yields to one that is."""
 
     @property
     def names_a_model(self) -> bool:
         """Whether anything was said that decides how vectors are made."""
         return any((self.model, self.layer, self.weights, self.dtype))
 
+    @property
+    def name(self) -> str | None:
+        """Name that a space is asked for by; None where none or every one was meant."""
+        return None if self.space == ALL else self.space
+
+    @property
+    def to_make(self) -> "SpaceChoice":
+        """The choice for a space that has to be made: with the settings' recipe, if any."""
+        return self if self.otherwise is None else replace(self.otherwise, space=self.space)
+
 
 def find_spaces(catalog: Catalog, choice: SpaceChoice) -> list[SpaceInfo]:
     """Return the spaces that ``choice`` means, as far as the catalog knows them already.
 
     Needs no torch.  Empty where the space has to be made first.
+
+    Raises
+    ------
+    SpaceError
+        There is no space of the name and nothing says how to make it, or it has another name.
     """
     if not choice.names_a_model:
-        if choice.space == "all":
-            return list_spaces(catalog)
-        if choice.space is not None:
-            return [get_space(catalog, choice.space)]
-        return [space for space in list_spaces(catalog) if space.current]
+        spaces = list_spaces(catalog)
+        if choice.space is None:
+            return [space for space in spaces if space.current]
+        found = [space for space in spaces if choice.space in (ALL, space.name)]
+        if found or not spaces:
+            return found
+        choice = choice.to_make
+    if not choice.names_a_model:
+        return [get_space(catalog, choice.space)]  # says which ones there are
     known = space_for_key(catalog, _key(choice))
     if known is None:
         return []
@@ -51,17 +73,22 @@ def find_spaces(catalog: Catalog, choice: SpaceChoice) -> list[SpaceInfo]:
 
 
 def make_space(catalog: Catalog, choice: SpaceChoice) -> tuple[SpaceInfo, "Model"]:
-    """Open the model that ``choice`` names and record its space; return both.  Imports torch."""
+    """Open the model that ``choice`` names and record its space; return both.  Imports torch.
+
+    The space remembers model and layer by the names that people use, and is called by them.
+    """
     from extractor.models import open_model
 
+    choice = choice.to_make
     request = _request(choice)
     model = open_model(request)
     spec = {**model.spec.to_json(), "dtype": choice.dtype or "float32"}
+    named = replace(request, model=model.spec.architecture, layer=model.layer_name)
     space = ensure_space(
         catalog,
-        name=choice.space,
+        name=choice.name,
         spec=spec,
-        request=asdict(request),
+        request=asdict(named),
         key=_key(choice),
     )
     _same_name(space, choice)
@@ -82,20 +109,34 @@ def _key(choice: SpaceChoice) -> str:
 
 
 def _same_name(space: SpaceInfo, choice: SpaceChoice) -> None:
-    if choice.space not in (None, "all", space.name):
+    if choice.name not in (None, space.name):
         raise SpaceError(
             f"these vectors are already the space '{space.name}', not '{choice.space}'; "
             f"leave out --space, or use --space {space.name}"
         )
 
 
+def new_space_name(choice: SpaceChoice) -> str:
+    """Return what is known of a new space's name before its model is."""
+    choice = choice.to_make
+    return choice.name or "-".join(filter(None, (choice.model or DEFAULT_MODEL, choice.layer)))
+
+
+def new_space_dim(catalog: Catalog, choice: SpaceChoice) -> int | None:
+    """Return the dimension of a new space if another one, e.g. of another dtype, tells it."""
+    choice = choice.to_make
+    asked = asdict(_request(choice))
+    same = (space.dim for space in list_spaces(catalog) if dict(space.request) == asked)
+    return next(same, None)
+
+
 def disk_needed_bytes(space: SpaceInfo, images: int) -> int:
     """Return about what ``images`` more vectors take on disk, their index included."""
-    item = 2 if space.dtype == "float16" else 4
-    vector, digest, index = space.dim * item, 32, space.dim + 8
+    return vectors_need_bytes(space.dim, space.dtype, images)
+
+
+def vectors_need_bytes(dim: int, dtype: str, images: int) -> int:
+    """Return about what ``images`` vectors take on disk, their index included."""
+    item = 2 if dtype == "float16" else 4
+    vector, digest, index = dim * item, 32, dim + 8
     return images * (vector + digest + index)
-
-
-def describe(spec: Mapping[str, Any]) -> str:
-    """Return a space's recipe in one line for people."""
-    return f"{spec['architecture']} at {spec['node']}, {spec['dim']} numbers, {spec['dtype']}"
