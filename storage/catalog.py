@@ -6,11 +6,19 @@ from typing import Self
 
 from sqlalchemy import Connection, Engine
 
-from storage.database import BEGIN, insert_into, make_engine, now_clause, plain_errors, where
+from storage.database import (
+    BEGIN,
+    catalog_url,
+    insert_into,
+    make_engine,
+    now_clause,
+    plain_errors,
+    where,
+)
 from storage.errors import CatalogError
-from storage.home import Home, make_dir
+from storage.home import Home, create_private, make_dir
 from storage.migrations import HEAD, SCHEMA, Schema
-from storage.opening import home_errors, open_store, refuse_impossible
+from storage.opening import ensure_store, home_errors, refuse_impossible
 
 __all__ = ["HEAD", "Catalog", "insert_into"]
 
@@ -70,10 +78,12 @@ class Catalog:
             refuse_impossible(home, write=write)
             if write:
                 make_dir(home.path)
+                if catalog_url(home) is None:
+                    create_private(home.sqlite)
             engine = make_engine(home, write=write)
             try:
                 with plain_errors(where(home)):
-                    store_id = open_store(home, engine, schema, write=write)
+                    store_id = ensure_store(home, engine, schema, write=write)
             except BaseException:
                 engine.dispose()
                 raise

@@ -91,7 +91,7 @@ def make_engine(home: Home, *, write: bool, migrate: bool = False) -> Engine:
     home
         Where the catalog is.
     write
-        Whether to write; a SQLite file is created if it is missing.
+        Whether to write.  A SQLite file must be there, `storage.home.create_private` makes it.
     migrate
         For a change of the schema: foreign keys are off, because SQLite changes a table by making
         it anew, and dropping the old one would delete what refers to it.
@@ -107,7 +107,7 @@ def make_engine(home: Home, *, write: bool, migrate: bool = False) -> Engine:
 
 def _sqlite_engine(path: str, *, write: bool, migrate: bool) -> Engine:
     # Readers open for writing too, where they may: they share the write-ahead log's memory.
-    address = f"file:{quote(os.fsencode(path))}?mode={'rwc' if write else 'rw'}"
+    address = f"file:{quote(os.fsencode(path))}?mode=rw"
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(

@@ -135,6 +135,13 @@ def make_dir(path: str) -> None:
     fsync_dir(parent)
 
 
+def create_private(path: str) -> None:
+    """Make an empty file for the owner alone (0600), unless there is one of this name."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # never opens one: SQLite's locks would go
+    with suppress(FileExistsError):
+        os.close(os.open(path, flags, 0o600))
+
+
 def write_durably(path: str, data: Buffer) -> None:
     """Write a whole file so that after a power cut it is the old one or the new one.
 
@@ -198,11 +205,6 @@ def fsync_dir(path: str) -> None:
 def free_bytes(path: str) -> int:
     """Return the bytes that may still be written below ``path`` or where it will be."""
     return shutil.disk_usage(_existing(path)).free
-
-
-def is_network_fs(path: str) -> bool:
-    """Return whether the folder, or where it will be, is on a network file system."""
-    return fs_type(path) in NETWORK_FS
 
 
 def fs_type(path: str, mounts: str = "/proc/self/mounts") -> str:

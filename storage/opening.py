@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, insert, select, text
 
 from storage.database import BEGIN, catalog_url, make_engine, now_clause, where
 from storage.errors import CatalogError, StoreMismatch
-from storage.home import FORMAT, NETWORK_FS, Home, fs_type, fsync_dir
+from storage.home import FORMAT, NETWORK_FS, Home, create_private, fs_type, fsync_dir
 from storage.migrations import Schema, upgrade
 from storage.tables import Part, Store
 
@@ -48,7 +48,7 @@ def refuse_impossible(home: Home, *, write: bool) -> None:
             raise _nothing_yet(home)
 
 
-def open_store(home: Home, engine: Engine, schema: Schema, *, write: bool) -> str:
+def ensure_store(home: Home, engine: Engine, schema: Schema, *, write: bool) -> str:
     """Return the store's id once schema and home are known to be right."""
     with engine.begin() as conn:
         revision = _revision(conn)
@@ -153,6 +153,7 @@ def _check_references(conn: Connection) -> None:
 def _copy(source: str, target: str) -> None:
     """Copy a SQLite file as of its last commit, durably, though others may use it."""
     temporary = f"{target}.tmp"
+    create_private(temporary)
     reader, writer = sqlite3.connect(source), sqlite3.connect(temporary)
     try:
         reader.backup(writer)

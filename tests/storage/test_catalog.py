@@ -286,6 +286,17 @@ def test_what_refers_to_nothing_is_refused(catalog: Catalog) -> None:
 # What SQLite says when it can't go on.
 
 
+def test_the_files_of_a_sqlite_catalog_are_for_the_owner_alone(home: Home) -> None:
+    before = os.umask(0o022)
+    try:
+        with Catalog.open(home, write=True) as catalog, catalog.write() as conn:
+            conn.execute(update(Root).values(scanned_at=1.0))
+            for suffix in ("", "-wal", "-shm"):
+                assert os.stat(home.sqlite + suffix).st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+
+
 def test_sqlite_is_durable_and_waits(home: Home) -> None:
     with Catalog.open(home, write=True) as catalog, catalog.read() as conn:
         facts = {

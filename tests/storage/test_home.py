@@ -9,9 +9,9 @@ import pytest
 from storage.errors import CatalogError, DiskFull
 from storage.home import (
     Home,
+    create_private,
     free_bytes,
     fs_type,
-    is_network_fs,
     make_dir,
     write_all,
     write_durably,
@@ -78,6 +78,15 @@ def test_new_folders_are_for_the_owner_alone_and_old_ones_stay_as_they_are(tmp_p
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
     assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_private_file_is_for_the_owner_alone_and_one_that_is_there_stays(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    create_private(str(path))
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"", 0o600)
+    path.write_bytes(b"old")
+    create_private(str(path))
+    assert path.read_bytes() == b"old"
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -181,4 +190,3 @@ def test_memory_is_no_network() -> None:
     if not os.path.isdir("/dev/shm"):
         pytest.skip("no /dev/shm")
     assert fs_type("/dev/shm/not/yet") == "tmpfs"
-    assert not is_network_fs("/dev/shm/not/yet")

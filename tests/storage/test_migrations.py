@@ -27,7 +27,7 @@ from sqlalchemy.types import TypeEngine
 from storage.catalog import Catalog
 from storage.database import make_engine
 from storage.errors import CatalogError
-from storage.home import Home
+from storage.home import Home, create_private
 from storage.migrations import HEAD, REVISIONS, SCHEMA, Schema, upgrade
 from storage.tables import Base
 
@@ -124,6 +124,8 @@ def test_names_are_sentences() -> None:
 
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_rows_of_every_earlier_schema_survive(revision: str, fresh_home: Home) -> None:
+    if fresh_home.catalog_url is None:
+        create_private(fresh_home.sqlite)
     engine = make_engine(fresh_home, write=True, migrate=True)
     with engine.begin() as conn:
         upgrade(conn, to=revision)
@@ -166,6 +168,7 @@ def test_a_writer_migrates_and_what_refers_to_a_changed_table_stays(
             assert conn.execute(text("SELECT note FROM spaces")).all() == [("new",)]
         assert migrated.store_id == catalog.store_id
     if database == "sqlite":
+        assert os.stat(f"{catalog.home.sqlite}.0001").st_mode & 0o777 == 0o600
         copy = sqlite3.connect(f"{catalog.home.sqlite}.0001")
         assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
         assert copy.execute("SELECT count(*) FROM vectors").fetchall() == [(1,)]
