@@ -1,22 +1,18 @@
 """Exact search: every vector compared, with numpy alone."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 RowArray = npt.NDArray[np.int64]
-Allowed = Callable[[RowArray], npt.NDArray[np.bool_]] | RowArray
 
 _SCORES_BYTES = 256 << 20
 
 
 def search_exact(
-    blocks: Iterable[tuple[RowArray, FloatArray]],
-    xq: FloatArray,
-    k: int,
-    allowed: Allowed | None = None,
+    blocks: Iterable[tuple[RowArray, FloatArray]], xq: FloatArray, k: int
 ) -> tuple[FloatArray, RowArray]:
     """Return the k rows of largest inner product for each query.
 
@@ -28,8 +24,6 @@ def search_exact(
         Queries, shape ``(nq, d)``, float32.
     k
         How many, at least 1.
-    allowed
-        Rows that may be found: int64, ascending; or a function from rows to a mask of them.
 
     Returns
     -------
@@ -43,12 +37,6 @@ def search_exact(
     for rows, x in blocks:
         if not len(rows):
             continue
-        if allowed is not None:
-            keep = allowed(rows) if callable(allowed) else is_in(rows, allowed)
-            if not keep.any():
-                continue
-            if not keep.all():
-                rows, x = rows[keep], x[keep]
         step = max(1, _SCORES_BYTES // (4 * len(rows)))
         for start in range(0, len(xq), step):
             scores = xq[start : start + step] @ x.T  # (nq, m)

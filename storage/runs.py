@@ -4,9 +4,7 @@ The lease itself is made, checked and ended in `storage.leases`.
 """
 
 import threading
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -31,31 +29,14 @@ __all__ = [
     "RENEW_S",
     "Heartbeat",
     "Lease",
-    "RunInfo",
     "check_lease",
     "claim",
     "finish_run",
-    "list_runs",
     "reap",
     "release",
     "renew",
     "start_run",
 ]
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """One run as recorded; times in seconds since 1970 by the database's clock."""
-
-    id: str
-    kind: str
-    state: str
-    started_at: float
-    ended_at: float | None
-    expires_at: float
-    host: str
-    pid: int
-    report: Mapping[str, Any] | None
 
 
 def claim(
@@ -102,26 +83,13 @@ def release(
         conn.execute(mine.where(*(getattr(Claim, name) == value for name, value in row.items())))
 
 
-def list_runs(catalog: Catalog, limit: int = 20) -> list[RunInfo]:
-    """Return the latest runs, newest first."""
-    columns = [getattr(Run, name) for name in RunInfo.__dataclass_fields__]
-    query = select(*columns).order_by(Run.started_at.desc(), Run.id.desc()).limit(limit)
-    with catalog.read() as conn:
-        return [RunInfo(*row) for row in conn.execute(query)]
-
-
 class Heartbeat:
-    """Renews a lease in the background for as long as the context lasts.
+    """Renews a lease in the background, for as long as the context lasts or the lease does.
 
-    Attributes
-    ----------
-    lost
-        Set once the lease is lost.  A catalog that does not answer is no loss yet: every commit
-        checks the lease by itself.
+    A catalog that does not answer is no loss yet: every commit checks the lease by itself.
     """
 
     def __init__(self, catalog: Catalog, lease: Lease, every_s: float = RENEW_S) -> None:
-        self.lost = threading.Event()
         self._catalog = catalog
         self._lease = lease
         self._every_s = every_s
@@ -141,8 +109,7 @@ class Heartbeat:
             try:
                 renew(self._catalog, self._lease)
             except LeaseLost:
-                self.lost.set()
-                return
+                return  # the next commit says so
             except StorageError:
                 continue  # busy or out of reach: the next beat tries again
 
