@@ -203,12 +203,12 @@ class Failure(Base):
     stage: Mapped[str]
     """``read`` is about a file, ``decode`` about a digest, ``forward`` about digest and space."""
     failure_class: Mapped[str]
-    """``busy``, ``permission``, ``truncated``, ``unsupported``, ``too_large``, ``nan``, ..."""
+    """``permission``, ``io``, ``truncated``, ``unsupported``, ``too_large``, ``nan``, ..."""
     message: Mapped[str]
     transient: Mapped[bool]
     """Retried on every run; the others wait for a changed file or ``lookalike retry``."""
     file_id: Mapped[int] = mapped_column(server_default=text("0"))
-    """The file at fault (read), or the one through which it was met; 0 where not keyed by it."""
+    """The file that could not be read; 0 in the other stages, which are about a digest."""
     digest: Mapped[bytes] = mapped_column(default=b"")
     """``b""`` where not keyed by it.  (A default of SQLite itself would be text, not bytes.)"""
     space_id: Mapped[int] = mapped_column(server_default=text("0"))
