@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from storage.catalog import Catalog
 from storage.changes import Change, Known, Reason
@@ -12,10 +12,12 @@ from storage.roots import RootInfo, display, within
 from storage.runs import Lease, check_lease
 from storage.scan import FileStat, Signature
 from storage.slices import sliced
-from storage.tables import File
+from storage.tables import Failure, File
 
 PAGE = 5_000
 """Rows of one page read, and of one write transaction."""
+GRACE_S = 30 * 24 * 3600.0
+"""How long the catalog remembers a missing file, and keeps the vector of its image."""
 
 
 def known_files(
@@ -103,6 +105,25 @@ def apply_changes(
                 check_lease(conn, lease)
             _write(conn, root.id, writes, catalog.now(conn))
     return counts
+
+
+def prune_missing(conn: Connection, root_id: int, now: float) -> int:
+    """Delete the root's files that have been missing for longer than their grace; return how many.
+
+    Their images stay: compaction drops those that nothing holds any more, with their vectors.
+    """
+    over = (
+        File.root_id == root_id,
+        File.state == "missing",
+        File.missing_since < now - GRACE_S,
+    )
+    # In the order of their ids, as every writer of files locks them.
+    ids = conn.execute(select(File.id).where(*over).order_by(File.id).with_for_update()).scalars()
+    pruned = 0
+    for some in sliced(list(ids)):
+        conn.execute(delete(Failure).where(Failure.stage == "read", Failure.file_id.in_(some)))
+        pruned += conn.execute(delete(File).where(File.id.in_(some))).rowcount
+    return pruned
 
 
 def _needs_writing(change: Change) -> bool:

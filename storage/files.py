@@ -12,7 +12,7 @@ from storage.catalog import Catalog
 from storage.changes import Change, Known, Reason, diff, nothing
 from storage.errors import RootUnavailable
 from storage.excludes import Excludes
-from storage.file_rows import apply_changes, known_files
+from storage.file_rows import apply_changes, known_files, prune_missing
 from storage.guard import count_live, guard_losses, lost_message, preflight
 from storage.manifest import read_manifest
 from storage.roots import RootInfo, display
@@ -63,7 +63,8 @@ def scan_root(  # noqa: PLR0913 -- two say where, four how, one tells how far
     """Scan a root, or the sub-path of one, and bring the catalog's files up to date.
 
     Where losses are possible at all, nothing is written before the whole root was walked and found
-    trustworthy; losses come last, after another look at the root.
+    trustworthy; losses come last, after another look at the root.  A complete scan then prunes the
+    files that have been missing for longer than `storage.file_rows.GRACE_S`.
 
     Parameters
     ----------
@@ -204,6 +205,7 @@ class _Scan:
             if lease is not None:
                 check_lease(conn, lease)
             now = self.catalog.now(conn)
+            prune_missing(conn, self.root.id, now)
             conn.execute(update(Root).where(Root.id == self.root.id).values(scanned_at=now))
 
     def _result(self, duration_s: float) -> ScanResult:

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from storage.catalog import Catalog
 from storage.errors import RootUnavailable
-from storage.roots import RootInfo, display, within
+from storage.roots import RootInfo, within
 from storage.tables import File
 
 LOSS_FLOOR = 20
@@ -40,10 +40,7 @@ def preflight(catalog: Catalog, root: RootInfo, *, confirm_missing: bool = False
     try:
         empty = _is_empty(root)
     except OSError as error:
-        raise RootUnavailable(
-            f"{root.display} can't be read ({error.strerror}); nothing of it was changed. Mount or "
-            f"mend it; if it is gone for good: lookalike roots remove {display(root.path)}"
-        ) from error
+        raise RootUnavailable(_unreadable(root, error)) from error
     if empty and not confirm_missing and root.id and (known := count_live(catalog, root)):
         raise RootUnavailable(lost_message(root.display, known, known))
 
@@ -65,6 +62,15 @@ def lost_message(name: str, lost: int, known_live: int) -> str:
     return (
         f"{lost:,} of {known_live:,} known files of {name} are gone; nothing of it was changed. "
         "If they were really deleted or moved, run again with --confirm-missing"
+    )
+
+
+def _unreadable(root: RootInfo, error: OSError) -> str:
+    said = f"{root.display} can't be read ({error.strerror}); nothing of it was changed"
+    if root.under:  # mistyped, as likely as not: no reason to remove its root
+        return said
+    return (
+        f"{said}. Mount or mend it; if it is gone for good: lookalike roots remove {root.display}"
     )
 
 

@@ -17,6 +17,7 @@ import storage.file_rows
 from storage.catalog import Catalog
 from storage.changes import Change, Known, Reason
 from storage.errors import LeaseHeld, LeaseLost, ManifestError, RootUnavailable
+from storage.file_rows import GRACE_S
 from storage.files import ScanResult, apply_changes, known_files, scan_root
 from storage.leases import finish_run
 from storage.roots import RootInfo, add_root, find_root, resolve_root
@@ -271,8 +272,61 @@ def test_a_sub_path_compares_its_subtree_only(job: Job) -> None:
     with job.catalog.read() as conn:
         assert conn.execute(select(Root.scanned_at)).scalar() is None
     # The file a.jpg is a sub-path too, and it is gone with its whole subtree.
-    with pytest.raises(RootUnavailable, match="can't be read"):
+    with pytest.raises(RootUnavailable, match="can't be read") as caught:
         scan(job, "a.jpg")
+    # It may as well be mistyped: no reason to speak of the root.
+    assert str(caught.value).startswith(f"{job.folder}/a.jpg can't be read")
+    assert "remove" not in str(caught.value)
+
+
+def _age_missing(job: Job, age_s: float) -> None:
+    with job.catalog.write() as conn:
+        since = job.catalog.now(conn) - age_s
+        conn.execute(update(File).where(File.state == "missing").values(missing_since=since))
+
+
+def test_what_is_missing_is_forgotten_after_its_grace_with_its_failures(job: Job) -> None:
+    put(job.folder, {"a/1.jpg": b"1", "a/2.jpg": b"2", "b/3.jpg": b"3", "4.jpg": b"4"})
+    job.trouble = {os.fsencode(job.folder / name): ("io", False) for name in ("a/1.jpg", "4.jpg")}
+    job.run()
+    (job.folder / "a" / "1.jpg").unlink()
+    scan(job)
+    _age_missing(job, GRACE_S - 60)
+    (job.folder / "a" / "2.jpg").unlink()  # a little later
+    scan(job)
+    assert states(job.catalog)[b"a/1.jpg"] == "missing"
+    with job.catalog.write() as conn:
+        first = (File.path == b"a/1.jpg", File.state == "missing")
+        past = File.missing_since - 120
+        conn.execute(update(File).where(*first).values(missing_since=past))
+    scan(job, "b")  # says nothing about the whole root
+    assert states(job.catalog)[b"a/1.jpg"] == "missing"
+    scan(job, dry=True)
+    assert states(job.catalog)[b"a/1.jpg"] == "missing"
+    assert scan(job).reasons == {}
+    assert states(job.catalog) == {b"a/2.jpg": "missing", b"b/3.jpg": "live", b"4.jpg": "live"}
+    assert [row[2] for row in dump(job.catalog)["failures"]] == ["io"]  # of 4.jpg
+    assert len(dump(job.catalog)["images"]) == 2  # compaction drops what nothing holds
+
+
+def test_what_comes_back_within_its_grace_or_after_is_no_loss(job: Job) -> None:
+    put(job.folder, {"1.jpg": b"1", "2.jpg": b"2"})
+    assert job.run() == {"extracted": 2}
+    (job.folder / "1.jpg").unlink()
+    scan(job)
+    _age_missing(job, GRACE_S + 60)
+    put(job.folder, {"1.jpg": b"1"})
+    assert scan(job).reasons == {"back": 1}  # seen before anything is pruned
+    assert states(job.catalog) == {b"1.jpg": "live", b"2.jpg": "live"}
+    assert "extracted" not in job.extract()
+    (job.folder / "1.jpg").unlink()
+    scan(job)
+    _age_missing(job, GRACE_S + 60)
+    scan(job)
+    assert states(job.catalog) == {b"2.jpg": "live"}
+    put(job.folder, {"1.jpg": b"1"})
+    assert scan(job).reasons == {"new": 1}
+    assert "extracted" not in job.extract()  # its vector was not compacted away yet
 
 
 def test_the_losses_of_a_sub_path_are_held_against_its_own_files(job: Job) -> None:
