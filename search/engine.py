@@ -211,7 +211,7 @@ class Searcher:
         found = self._lookup.nearest(
             question.xq,
             question.k,
-            under=None if root is None else (root.id, root.under),
+            under=question.under,
             min_score=question.min_score,
             exclude_image=question.exclude,
         )

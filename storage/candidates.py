@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
 
-from storage.dead import entered_rows, live_rows, rows_under
+from storage.dead import entered_rows, live_rows, rows_at
 from storage.exact import is_in, search_exact
 from storage.reading import Rows, Snapshot
 
@@ -63,7 +63,7 @@ class Wish:
 
     xq: FloatArray
     k: int
-    under: tuple[int, bytes] | None
+    under: bytes | None
     min_score: float | None
     exclude_image: Sequence[int | None]
 
@@ -133,7 +133,7 @@ class Search:
     def _attempts(self) -> Iterator[Attempt]:
         """Yield ways to find candidates; the last one misses no live row."""
         if self._wish.under is not None:
-            yield from self._attempts_under(*self._wish.under)
+            yield from self._attempts_at(self._wish.under)
         elif self._loaded is None:
             yield lambda xq: self._exact(xq)
             if self._fetch < self._view.n:
@@ -144,8 +144,8 @@ class Search:
             yield self._selected(self._loaded, self._live_rows)
             yield lambda xq: self._exact(xq, self._live_rows())
 
-    def _attempts_under(self, root_id: int, prefix: bytes) -> Iterator[Attempt]:
-        allowed = rows_under(self._conn, self._view.space.id, root_id, prefix)
+    def _attempts_at(self, path: bytes) -> Iterator[Attempt]:
+        allowed = rows_at(self._conn, self._view.space.id, path)
         if self._loaded is not None:
             yield self._selected(self._loaded, lambda: allowed)
         yield lambda xq: self._exact(xq, allowed)

@@ -16,16 +16,14 @@ from storage.cleanup import KEEP_S, delete_old_files, orphans
 from storage.dead import entered_rows
 from storage.durable import map_npy
 from storage.errors import IndexFileError, PartError
-from storage.generation import generation_paths, load_generation
-from storage.publish import publish
-from storage.reading import GenerationInfo, open_store, snapshot
+from storage.generation import load_generation
+from storage.publish import publish, withdraw
+from storage.reading import GenerationInfo, generation_paths, open_store, snapshot
 from storage.runs import Lease, check_lease, claim, release
 from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
-from storage.tables import File, Generation, Image, Part, Space, Vector
-from storage.vectors import PartInfo, VectorStore
-
-NORM_TOLERANCE = 2e-3
+from storage.tables import File, Image, Part, Space, Vector
+from storage.vectors import PartInfo, VectorStore, off_unit
 
 
 @dataclass(frozen=True)
@@ -149,10 +147,9 @@ def _part_problems(store: VectorStore, part: PartInfo, *, deep: bool) -> list[st
         return []
     problems = store.verify(part)
     if not problems:
-        norms = np.linalg.norm(np.asarray(vectors, np.float32), axis=1)
-        wrong = int(np.count_nonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE)))
-        if wrong:
-            problems.append(f"{wrong} vectors of part {part.name} have not unit length")
+        _, far = off_unit(vectors)
+        if len(far):
+            problems.append(f"{len(far)} vectors of part {part.name} have not unit length")
     return problems
 
 
@@ -200,5 +197,4 @@ def _give_up(catalog: Catalog, lease: Lease, space: SpaceInfo, bad: list[_Bad]) 
             conn.execute(update(Part).where(Part.id.in_(ids)).values(gone))
         for rows in sliced([row for about in bad for row in about.rows]):
             conn.execute(delete(Vector).where(Vector.space_id == space.id, Vector.row.in_(rows)))
-        live = (Generation.space_id == space.id, Generation.state == "live")
-        conn.execute(update(Generation).where(*live).values(gone))
+        withdraw(conn, space.id, catalog.now(conn))

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, select
 
 from storage.catalog import Catalog
 from storage.home import fsync_dir
-from storage.reading import open_store
+from storage.reading import generation_paths, open_store
 from storage.runs import Lease, check_lease
 from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
@@ -43,8 +43,8 @@ def _delete_replaced(catalog: Catalog, lease: Lease, space: SpaceInfo, keep_s: f
         store.remove(name)
     folder = catalog.home.index_dir(space.fingerprint)
     for name in generations.values():
-        for suffix in (".faiss", ".rowmap.npy"):
-            _unlink(os.path.join(folder, name + suffix))
+        for path in generation_paths(folder, name):
+            _unlink(path)
     if parts or generations:
         with catalog.write() as conn:
             check_lease(conn, lease)

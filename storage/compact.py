@@ -1,25 +1,31 @@
-"""Rewrite parts without their dead rows, and merge small ones.
+"""Rewrite parts without their dead rows, merge small ones, and drop images that nothing holds.
 
 Rows keep their numbers: a part that leaves rows out says so in its rows sidecar.  The new parts are
 durable before one transaction swaps them in; the old files stay for a day, for readers that hold
 them open.
+
+A row whose image only missing files hold is dead for the search, but it stays: until the files'
+grace ends (``storage.file_rows``) they may come back, and then cost no extraction.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import Connection, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from storage.catalog import Catalog
+from storage.dead import DEAD_SHARE, held
+from storage.publish import withdraw
 from storage.reading import open_store, snapshot_in
 from storage.runs import Lease, check_lease, claim, release
 from storage.slices import sliced
 from storage.spaces import SpaceInfo
-from storage.tables import File, Part, Vector
+from storage.tables import Failure, File, Image, Part, Space, Vector
 from storage.vectors import PartInfo, PartWritten, VectorStore
 
-DEAD_SHARE = 0.10
+KEPT = ("live", "missing")
+"""Files in these states keep the rows of their images."""
 SMALL_ROWS = 4096
 GROUP_BYTES = 128 << 20
 
@@ -37,20 +43,22 @@ class CompactResult:
 
 @dataclass(frozen=True)
 class _Group:
-    """Neighbouring parts that become one, or none where no row of theirs is live."""
+    """Neighbouring parts that become one, or none where no row of theirs is kept."""
 
     parts: tuple[PartInfo, ...]
-    live: tuple[int, ...]
+    kept: tuple[int, ...] | None
+    """Ascending; None is every row."""
 
 
 def compact(
     catalog: Catalog, lease: Lease, space: SpaceInfo, *, force: bool = False
 ) -> CompactResult:
-    """Rewrite the parts of ``space`` that are worth it.
+    """Rewrite the parts of ``space`` that are worth it, and drop images that nothing refers to.
 
-    Parts are rewritten when more than a tenth of the space's rows is dead, and small neighbours
-    are merged; with ``force`` every dead row goes.  Publish afterwards: rows that are gone should
-    leave the index too.
+    Rows can be dropped that are no image's vector, or whose image no live or missing file holds.
+    Parts are rewritten without these when they are more than a tenth of the space's rows; with
+    ``force`` every dead row goes, those of missing files too.  Small neighbours are merged.
+    Publish afterwards where that is due; the index of a space without any row is withdrawn.
 
     Raises
     ------
@@ -62,7 +70,9 @@ def compact(
         with catalog.read() as conn:
             parts = list(snapshot_in(conn, space).parts)
             groups = _plan(conn, space, parts, force=force)
-        return _rewrite(catalog, lease, space, parts, groups)
+        result = _rewrite(catalog, lease, space, parts, groups)
+        _sweep(catalog, lease, space)
+        return result
     finally:
         release(catalog, lease, "space", space.id, space.id)
 
@@ -72,22 +82,21 @@ def compact_rows(catalog: Catalog, lease: Lease, space: SpaceInfo, rows: Sequenc
     with catalog.read() as conn:
         parts = list(snapshot_in(conn, space).parts)
         hit = [part for part in parts if any(part.row_start <= r < part.row_end for r in rows)]
-        groups = [_Group((part,), live_rows_between(conn, space.id, (part,))) for part in hit]
+        groups = [_Group((part,), _kept_rows(conn, space.id, part, KEPT)) for part in hit]
     _rewrite(catalog, lease, space, parts, groups)
 
 
-def live_rows_between(
-    conn: Connection, space_id: int, parts: Sequence[PartInfo]
+def _kept_rows(
+    conn: Connection, space_id: int, part: PartInfo, states: Sequence[str]
 ) -> tuple[int, ...]:
-    """Return the live rows within neighbouring parts, ascending."""
-    held = exists().where(File.image_id == Vector.image_id, File.state == "live")
+    """Return the rows of a part whose image a file in one of the states holds, ascending."""
     query = (
         select(Vector.row)
         .where(
             Vector.space_id == space_id,
-            Vector.row >= parts[0].row_start,
-            Vector.row < parts[-1].row_end,
-            held,
+            Vector.row >= part.row_start,
+            Vector.row < part.row_end,
+            held(states),
         )
         .order_by(Vector.row)
     )
@@ -98,19 +107,20 @@ def _plan(
     conn: Connection, space: SpaceInfo, parts: list[PartInfo], *, force: bool
 ) -> list[_Group]:
     item = space.dim * (2 if space.dtype == "float16" else 4)
-    live = {part.id: live_rows_between(conn, space.id, (part,)) for part in parts}
+    states = ("live",) if force else KEPT
+    kept = {part.id: _kept_rows(conn, space.id, part, states) for part in parts}
     total = sum(part.n for part in parts)
-    dead = total - sum(len(rows) for rows in live.values())
+    dead = total - sum(len(rows) for rows in kept.values())
     drop = bool(dead) and (force or dead > DEAD_SHARE * total)
 
     def worth(part: PartInfo) -> bool:
-        return part.n < SMALL_ROWS or (drop and len(live[part.id]) < part.n)
+        return part.n < SMALL_ROWS or (drop and len(kept[part.id]) < part.n)
 
     groups = []
     for group in _neighbours(parts, worth, GROUP_BYTES // item):
-        rows = tuple(row for part in group for row in live[part.id])
+        rows = tuple(row for part in group for row in kept[part.id])
         if len(group) > 1 or (drop and len(rows) < group[0].n):
-            groups.append(_Group(group, rows))
+            groups.append(_Group(group, rows if drop else None))
     return groups
 
 
@@ -140,9 +150,9 @@ def _rewrite(
     store = open_store(catalog, space)
     dropped, saved, after = 0, 0, len(parts)
     for group in groups:
-        written = _write(store, lease, group) if group.live else None
+        written = None if group.kept == () else _write(store, lease, group)
         _swap(catalog, lease, space, group, written)
-        dropped += sum(part.n for part in group.parts) - len(group.live)
+        dropped += sum(part.n for part in group.parts) - (written.n if written else 0)
         saved += sum(part.size_bytes for part in group.parts) - (
             written.size_bytes if written else 0
         )
@@ -152,20 +162,25 @@ def _rewrite(
 
 
 def _write(store: VectorStore, lease: Lease, group: _Group) -> PartWritten:
-    live = np.asarray(group.live, np.int64)
-    vectors, digests = [], []
+    vectors, digests, rows = [], [], []
     for part in group.parts:
-        inside = np.flatnonzero(np.isin(store.rows(part), live, assume_unique=True))
+        own = store.rows(part)
+        inside = np.arange(len(own))
+        if group.kept is not None:
+            kept = np.asarray(group.kept, np.int64)
+            inside = np.flatnonzero(np.isin(own, kept, assume_unique=True))
         vectors.append(np.asarray(store.open(part)[inside], np.float32))
         digests += [bytes(digest) for digest in store.digests(part)[inside]]
+        rows.append(own[inside])
     first, end = group.parts[0].row_start, group.parts[-1].row_end
-    dense = len(live) == end - first
+    offsets = np.concatenate(rows) - first
+    dense = len(offsets) == end - first
     return store.append(
         lease.run_id,
         np.concatenate(vectors),
         digests,
         facts={"compacted_from": [part.name for part in group.parts]},
-        offsets=None if dense else live - first,
+        offsets=None if dense else offsets,
     )
 
 
@@ -183,13 +198,36 @@ def _swap(
         for ids in sliced([part.id for part in group.parts]):
             gone = {"state": "replaced", "replaced_at": now}
             conn.execute(update(Part).where(Part.id.in_(ids)).values(gone))
-        within = (Vector.space_id == space.id, Vector.row >= first, Vector.row < end)
-        kept = set(group.live)
-        entered = conn.execute(select(Vector.row).where(*within)).scalars()
-        for rows in sliced([row for row in entered if row not in kept]):
-            conn.execute(delete(Vector).where(Vector.space_id == space.id, Vector.row.in_(rows)))
+        if group.kept is not None:
+            within = (Vector.space_id == space.id, Vector.row >= first, Vector.row < end)
+            kept = set(group.kept)
+            entered = conn.execute(select(Vector.row).where(*within)).scalars()
+            for rows in sliced([row for row in entered if row not in kept]):
+                gone_rows = (Vector.space_id == space.id, Vector.row.in_(rows))
+                conn.execute(delete(Vector).where(*gone_rows))
         if written is not None:
             conn.execute(insert(Part).values(_part_row(space, lease, group, written, now)))
+
+
+def _sweep(catalog: Catalog, lease: Lease, space: SpaceInfo) -> None:
+    """Withdraw the index of a space without rows, and delete images that nothing refers to."""
+    entered = select(Vector.row).where(Vector.space_id == space.id).limit(1)
+    has_file = exists().where(File.image_id == Image.id)
+    has_vector = exists().where(Vector.space_id == Space.id, Vector.image_id == Image.id)
+    unused = (~has_file, ~has_vector)
+    with catalog.read() as conn:
+        ids = list(conn.execute(select(Image.id).where(*unused)).scalars())
+    with catalog.write() as conn:
+        check_lease(conn, lease)
+        # No commit in any space gives a file one of these images meanwhile.
+        conn.execute(select(Space.id).order_by(Space.id).with_for_update()).all()
+        if conn.execute(entered).first() is None:
+            withdraw(conn, space.id, catalog.now(conn))
+        for some in sliced(ids):
+            gone = select(Image.digest).where(Image.id.in_(some), *unused)
+            of_digest = (Failure.stage != "read", Failure.digest.in_(gone))
+            conn.execute(delete(Failure).where(*of_digest))
+            conn.execute(delete(Image).where(Image.id.in_(some), *unused))
 
 
 def _part_row(
@@ -210,18 +248,3 @@ def _part_row(
         "facts": dict(written.facts),
         "created_at": now,
     }
-
-
-def dead_share(catalog: Catalog, space: SpaceInfo) -> float:
-    """Return the share of the rows in the live parts whose image is not live."""
-    with catalog.read() as conn:
-        total = conn.execute(
-            select(func.coalesce(func.sum(Part.n), 0)).where(
-                Part.space_id == space.id, Part.state == "live"
-            )
-        ).scalar_one()
-        held = exists().where(File.image_id == Vector.image_id, File.state == "live")
-        live = conn.execute(
-            select(func.count()).select_from(Vector).where(Vector.space_id == space.id, held)
-        ).scalar_one()
-    return 1 - live / total if total else 0.0

@@ -10,12 +10,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    delete,
+    exists,
+    false,
+    func,
+    or_,
+    select,
+    true,
+)
 
 from storage.catalog import Catalog
 from storage.database import insert_into
-from storage.errors import RootError
-from storage.roots import find_root, within
+from storage.paths import files_at
 from storage.slices import sliced
 from storage.spaces import SpaceInfo
 from storage.tables import Failure, File, Image, Root
@@ -142,18 +152,20 @@ def retry(
     armed = delete(Failure).where(Failure.transient.is_not(true()))
     if failure_class is not None:
         armed = armed.where(Failure.failure_class == failure_class)
-    if paths is not None:
-        meant = or_(*(_at(catalog, path) for path in paths)) if paths else File.id.is_(None)
-        ids = select(File.id).where(meant)
-        digests = select(Image.digest).join(File, File.image_id == Image.id).where(meant)
-        armed = armed.where(
-            or_(
-                and_(Failure.stage == "read", Failure.file_id.in_(ids)),
-                and_(Failure.stage != "read", Failure.digest.in_(digests)),
-            )
-        )
     with catalog.write() as conn:
+        if paths is not None:
+            armed = armed.where(_about(or_(false(), *(files_at(conn, path) for path in paths))))
         return conn.execute(armed).rowcount
+
+
+def _about(meant: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Return the condition that a failure is about one of some files, or about what it holds."""
+    ids = select(File.id).where(meant)
+    digests = select(Image.digest).join(File, File.image_id == Image.id).where(meant)
+    return or_(
+        and_(Failure.stage == "read", Failure.file_id.in_(ids)),
+        and_(Failure.stage != "read", Failure.digest.in_(digests)),
+    )
 
 
 def _concerns(space: SpaceInfo | None) -> ColumnElement[bool]:
@@ -173,18 +185,6 @@ def _concerns(space: SpaceInfo | None) -> ColumnElement[bool]:
             and_(Failure.stage == "forward", Failure.space_id == space.id),
         ),
     )
-
-
-def _at(catalog: Catalog, path: bytes) -> ColumnElement[bool]:
-    """Return the condition that a file is at an absolute path, or below it."""
-    path = os.path.abspath(path)
-    named = File.source == path
-    try:
-        root = find_root(catalog, path)
-    except RootError:
-        return named
-    here = File.root_id == root.id
-    return or_(named, and_(here, within(File.path, root.under)) if root.under else here)
 
 
 def _holders(conn: Connection, digests: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:

@@ -1,22 +1,22 @@
 """Remove images for good: their records, their vectors, and the files that held these."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, or_, select, update
+from sqlalchemy import Connection, delete, or_, select
 
 from storage.catalog import Catalog
 from storage.cleanup import delete_old_files
 from storage.compact import compact_rows
 from storage.errors import RootError
-from storage.publish import publish
+from storage.paths import files_at
+from storage.publish import publish, withdraw
 from storage.reading import snapshot
-from storage.roots import find_root, within
+from storage.roots import display
 from storage.runs import Lease, check_lease, claim, release
 from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
-from storage.tables import Failure, File, Generation, Image, Vector
+from storage.tables import Failure, File, Image, Vector
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def forget(catalog: Catalog, lease: Lease, paths: Sequence[bytes]) -> ForgetResu
     Raises
     ------
     RootError
-        A path lies under no known root, or nothing is known there.
+        Nothing is known at or below a path.
     LeaseHeld
         Another run publishes, compacts or repairs a space.
     """
@@ -51,10 +51,11 @@ def forget(catalog: Catalog, lease: Lease, paths: Sequence[bytes]) -> ForgetResu
             check_lease(conn, lease)
             if catalog.dialect == "sqlite":  # freed pages keep no copy of what stood there
                 conn.exec_driver_sql("PRAGMA secure_delete = ON")
-            files, images = _meant(catalog, conn, paths)
+            files, images = _meant(conn, paths)
             rows = _rows(conn, images)
             removed = _remove(conn, files, images)
-            _unpublish(conn, catalog.now(conn), [space for space in spaces if rows.get(space.id)])
+            for space_id in rows:  # the indexes hold forgotten vectors in coded form
+                withdraw(conn, space_id, catalog.now(conn))
         for space in spaces:
             if rows.get(space.id):
                 compact_rows(catalog, lease, space, rows[space.id])
@@ -67,22 +68,15 @@ def forget(catalog: Catalog, lease: Lease, paths: Sequence[bytes]) -> ForgetResu
     return ForgetResult(len(images), removed, sum(map(len, rows.values())))
 
 
-def _meant(
-    catalog: Catalog, conn: Connection, paths: Sequence[bytes]
-) -> tuple[list[int], list[int]]:
+def _meant(conn: Connection, paths: Sequence[bytes]) -> tuple[list[int], list[int]]:
     """Return the files at or below the paths, and the images that they held."""
     files: set[int] = set()
     images: set[int] = set()
     for path in paths:
-        root = find_root(catalog, path)
-        if root is None:
-            raise RootError(f"{os.fsdecode(path)} lies under no known root")
-        query = select(File.id, File.image_id).where(File.root_id == root.id)
-        if root.under:
-            query = query.where(within(File.path, root.under))
+        query = select(File.id, File.image_id).where(files_at(conn, path))
         found = conn.execute(query).all()
         if not found:
-            raise RootError(f"nothing is known of {os.fsdecode(path)}")
+            raise RootError(f"nothing is known at {display(path)}; `lookalike roots` lists roots")
         files |= {row.id for row in found}
         images |= {row.image_id for row in found if row.image_id is not None}
     return sorted(files), sorted(images)
@@ -113,14 +107,6 @@ def _remove(conn: Connection, files: Sequence[int], images: Sequence[int]) -> in
         conn.execute(delete(Failure).where(Failure.file_id.in_(ids)))
         removed += conn.execute(delete(File).where(File.id.in_(ids))).rowcount
     return removed
-
-
-def _unpublish(conn: Connection, now: float, spaces: Sequence[SpaceInfo]) -> None:
-    """Withdraw the indexes of the spaces: they hold forgotten vectors in coded form."""
-    for space in spaces:
-        gone = {"state": "replaced", "replaced_at": now}
-        live = (Generation.space_id == space.id, Generation.state == "live")
-        conn.execute(update(Generation).where(*live).values(gone))
 
 
 def _publish_again(catalog: Catalog, lease: Lease, spaces: Sequence[SpaceInfo]) -> None:

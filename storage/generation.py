@@ -1,6 +1,5 @@
 """The files of a published index: ``<name>.faiss`` and ``<name>.rowmap.npy``."""
 
-import os
 from dataclasses import dataclass
 
 import faiss
@@ -10,7 +9,7 @@ import numpy.typing as npt
 from storage.durable import file_checksum, map_npy, write_npy
 from storage.errors import IndexFileError, PartError
 from storage.index import load_index, write_index
-from storage.reading import GenerationInfo
+from storage.reading import GenerationInfo, generation_paths
 from storage.vectors import ascending
 
 RowArray = npt.NDArray[np.int64]
@@ -32,11 +31,6 @@ class Written:
     size_bytes: int
     checksum: str
     rowmap_checksum: str
-
-
-def generation_paths(folder: str, name: str) -> tuple[str, str]:
-    """Return the paths of the index and of its rowmap."""
-    return os.path.join(folder, f"{name}.faiss"), os.path.join(folder, f"{name}.rowmap.npy")
 
 
 def write_generation(folder: str, name: str, index: faiss.Index, rowmap: RowArray) -> Written:

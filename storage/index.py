@@ -9,6 +9,7 @@ I positions.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,6 +46,7 @@ _TRAIN_PER_LIST = 64
 _TRAIN_LEAST_PER_LIST = 39
 """FAISS warns below this many training points for each list."""
 _TRAIN_BYTES = 2 << 30
+_FAISS_SAYS = re.compile(r"Error in .*? at \S+:\d+: (?:Error: '.*' failed(?:: |$))?(.*)")
 
 
 class SelectorRefused(StorageError):
@@ -119,8 +121,15 @@ def _train_points(index: faiss.Index, n: int, d: int) -> int:
 
 
 def _refused(spec: IndexSpec, why: str, error: RuntimeError) -> SpaceError:
-    reason = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
-    return SpaceError(f"the index spec {spec.factory!r} {why}: {reason}")
+    return SpaceError(f"the index spec {spec.factory!r} {why}{_telling(error)}")
+
+
+def _telling(error: RuntimeError) -> str:
+    """Return what FAISS says beside its function, its source file and its condition."""
+    text = " ".join(str(error).split())
+    found = _FAISS_SAYS.fullmatch(text)
+    said = found[1] if found else text
+    return f": {said}" if said else ""
 
 
 def write_index(index: faiss.Index, path: str) -> tuple[int, str]:

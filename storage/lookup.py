@@ -14,7 +14,7 @@ from storage.errors import IndexFileError
 from storage.kinds import FLAT_BELOW
 from storage.reading import Rows, Snapshot, again_if_missing, open_store, snapshot_in
 from storage.spaces import SpaceInfo
-from storage.vectors import UNIT_TOLERANCE
+from storage.vectors import off_unit
 
 __all__ = ["Found", "Lookup", "Neighbour"]
 
@@ -62,7 +62,7 @@ class Lookup:
         xq: npt.ArrayLike,
         k: int,
         *,
-        under: tuple[int, bytes] | None = None,
+        under: bytes | None = None,
         min_score: float | None = None,
         exclude_image: Sequence[int | None] | None = None,
     ) -> Found:
@@ -75,7 +75,8 @@ class Lookup:
         k
             How many images, at least 1.
         under
-            (root id, path relative to it): only images with a live file there or below.
+            Absolute path: only images with a live file there or below, also one that a manifest
+            names.
         min_score
             Only images with at least this cosine.
         exclude_image
@@ -146,8 +147,7 @@ class Lookup:
 def _checked(xq: FloatArray, d: int) -> FloatArray:
     if xq.ndim != 2 or xq.shape[1] != d:
         raise ValueError(f"the space has dimension {d}, the queries are of shape {xq.shape}")
-    norms = np.linalg.norm(xq.astype(np.float64), axis=1)
-    far = np.flatnonzero(~(np.abs(norms - 1.0) < UNIT_TOLERANCE))
+    norms, far = off_unit(xq)
     if len(far):
         raise ValueError(f"query {far[0]} has norm {norms[far[0]]:.6g} instead of 1")
     return np.ascontiguousarray(xq)

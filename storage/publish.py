@@ -2,10 +2,10 @@
 
 import uuid
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from storage.catalog import Catalog
-from storage.dead import entered_rows
+from storage.dead import DEAD_SHARE, entered_rows
 from storage.errors import SpaceError
 from storage.home import make_dir
 from storage.kinds import IndexSpec, choose, spec_of
@@ -16,11 +16,10 @@ from storage.tables import Generation, Vector
 
 TAIL_ROWS = 4096
 TAIL_SHARE = 0.05
-DEAD_SHARE = 0.10
 
 
 def publish_due(catalog: Catalog, space: SpaceInfo) -> str | None:
-    """Return why the space's index should be built anew, None where it need not.
+    """Return why the space's index should be built anew, None where it need not or can't.
 
     ``first``: there are vectors and no index.  ``tail``: more than 4,096 rows, or 5 %, are newer
     than the index and searched one by one.  ``dead``: more than 10 % of the index's rows are no
@@ -29,16 +28,23 @@ def publish_due(catalog: Catalog, space: SpaceInfo) -> str | None:
     """
     with catalog.read() as conn:
         view = snapshot_in(conn, space)
+        entered = select(func.count()).where(Vector.space_id == space.id)
+        if not conn.execute(entered).scalar_one():
+            return None
         newest = view.generation
         if newest is None:
-            return "first" if view.n else None
+            return "first"
         tail = view.next_row - newest.row_end
         if tail > min(TAIL_ROWS, TAIL_SHARE * newest.n):
             return "tail"
-        kept = conn.execute(
-            select(func.count()).where(Vector.space_id == space.id, Vector.row < newest.row_end)
-        ).scalar_one()
+        kept = conn.execute(entered.where(Vector.row < newest.row_end)).scalar_one()
     return "dead" if newest.n - kept > DEAD_SHARE * newest.n else None
+
+
+def withdraw(conn: Connection, space_id: int, now: float) -> None:
+    """Take back a space's index, if it has one; its files stay for a day, for their readers."""
+    live = (Generation.space_id == space_id, Generation.state == "live")
+    conn.execute(update(Generation).where(*live).values(state="replaced", replaced_at=now))
 
 
 def publish(
@@ -104,8 +110,7 @@ def _publish(
     with catalog.write() as conn:
         check_lease(conn, lease)
         now = catalog.now(conn)
-        former = (Generation.space_id == space.id, Generation.state == "live")
-        conn.execute(update(Generation).where(*former).values(state="replaced", replaced_at=now))
+        withdraw(conn, space.id, now)
         conn.execute(
             insert(Generation).values(
                 space_id=space.id,

@@ -1,6 +1,7 @@
 """One consistent view of a space, and its vectors by row."""
 
 import itertools
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +43,11 @@ class GenerationInfo:
     checksum: str
     rowmap_checksum: str
     created_at: float
+
+
+def generation_paths(folder: str, name: str) -> tuple[str, str]:
+    """Return the paths of a published index and of its rowmap."""
+    return os.path.join(folder, f"{name}.faiss"), os.path.join(folder, f"{name}.rowmap.npy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +147,6 @@ class Rows:
         self._starts = np.array([part.row_start for part in self.parts], dtype=np.int64)
         self._open: OrderedDict[int, tuple[Array, RowArray]] = OrderedDict()
         self._lock = threading.Lock()
-
-    def all_rows(self) -> RowArray:
-        """Return every row that the parts hold, shape ``(n,)``, int64, ascending."""
-        found = [self.store.rows(part) for part in self.parts]
-        return np.concatenate(found) if found else np.empty(0, np.int64)
 
     def gather(self, rows: npt.ArrayLike) -> FloatArray:
         """Return the vectors of ``rows``, shape ``(n,)``, int64, in any order.

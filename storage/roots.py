@@ -48,8 +48,10 @@ def display(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
-def within(column: InstrumentedAttribute[bytes], prefix: bytes) -> ColumnElement[bool]:
-    """Return the condition that a relative path is ``prefix`` or lies below it.
+def within(
+    column: InstrumentedAttribute[bytes] | InstrumentedAttribute[bytes | None], prefix: bytes
+) -> ColumnElement[bool]:
+    """Return the condition that a path is ``prefix`` or lies below it.
 
     The first two terms are one range of the index; ``a-b`` and ``a.jpg``, which sort between ``a``
     and ``a/x``, are in that range and fall to the third.
@@ -69,7 +71,7 @@ def inside(path: bytes, folder: bytes) -> bool:
 def list_roots(catalog: Catalog) -> list[RootInfo]:
     """Return all registered roots in the order of their paths."""
     with catalog.read() as conn:
-        return _roots(conn)
+        return roots_in(conn)
 
 
 def resolve_root(
@@ -131,7 +133,7 @@ def add_root(
     root = resolve_root(list_roots(catalog), path, kind=kind, excludes=excludes)
     with catalog.write() as conn:
         # Once more under the lock: another command may have added an overlapping root meanwhile.
-        root = resolve_root(_roots(conn), path, kind=root.kind, excludes=excludes)
+        root = resolve_root(roots_in(conn), path, kind=root.kind, excludes=excludes)
         globs = {"globs": list(root.excludes)}
         if root.id:
             conn.execute(update(Root).where(Root.id == root.id).values(excludes=globs))
@@ -230,7 +232,8 @@ def move_root(catalog: Catalog, old: bytes, new: bytes) -> RootInfo:
     return replace(root, path=moved.path)
 
 
-def _roots(conn: Connection) -> list[RootInfo]:
+def roots_in(conn: Connection) -> list[RootInfo]:
+    """Return all roots as an open transaction sees them, in the order of their paths."""
     rows = conn.execute(select(Root.id, Root.path, Root.kind, Root.excludes).order_by(Root.path))
     return [RootInfo(row.id, row.path, row.kind, tuple(row.excludes["globs"])) for row in rows]
 

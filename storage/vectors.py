@@ -20,7 +20,7 @@ from storage.home import free_bytes, fsync_dir, make_dir
 
 DIGEST_BYTES = 32
 UNIT_TOLERANCE = 1e-3
-"""How far from 1 a norm may be; rounding to float16 moves it by less than half of that."""
+"""How far from 1 a norm may be, as it is stored; rounding to float16 moves it by half of that."""
 RESERVE_BYTES = 64 << 20
 """Disk that a write leaves free, for the catalog's own commit."""
 _DTYPES = {"float32": "<f4", "float16": "<f2"}
@@ -151,9 +151,7 @@ class VectorStore:
             raise ValueError(f"a digest has {wrong[0]} bytes instead of {DIGEST_BYTES}")
         if offsets is not None and not (len(offsets) == n and ascending(offsets)):
             raise ValueError(f"{len(offsets)} offsets for {n} vectors, or not ascending from 0 up")
-        # Not written as `> tolerance`: a NaN must not pass.
-        norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-        far = np.flatnonzero(~(np.abs(norms - 1.0) < UNIT_TOLERANCE))
+        norms, far = off_unit(vectors.astype(self._npy_dtype, copy=False))
         if len(far):
             raise ValueError(
                 f"vector {far[0]} of {n} has norm {norms[far[0]]:.6g} instead of 1 "
@@ -223,6 +221,13 @@ class VectorStore:
             except FileNotFoundError:
                 continue
         fsync_dir(self.folder)
+
+
+def off_unit(x: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+    """Return the norms of vectors, shape ``(n, d)``, and which of them are not of unit length."""
+    norms = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
+    # Not written as `> tolerance`: a NaN must not pass.
+    return norms, np.flatnonzero(~(np.abs(norms - 1.0) < UNIT_TOLERANCE))
 
 
 def ascending(values: npt.NDArray[np.int64]) -> bool:

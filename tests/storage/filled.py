@@ -158,6 +158,11 @@ class Filled:
                 conn.execute(update(File).where(File.image_id.in_(some)).values(state=state))
 
 
+def root_of(filled: Filled) -> bytes:
+    """Return the path of the space's root."""
+    return os.fsencode(filled.catalog.home.path) + b"-root"
+
+
 def nearest(x: np.ndarray, xq: np.ndarray, k: int, allowed=None) -> np.ndarray:
     """Return the k nearest of all by a full sort, shape ``(nq, k)``; equal ones by row."""
     scores = xq.astype(np.float64) @ x.T.astype(np.float64)

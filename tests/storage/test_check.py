@@ -5,10 +5,9 @@ import pytest
 from sqlalchemy import delete, func, select, update
 
 from storage.check import check
-from storage.generation import generation_paths
 from storage.lookup import Lookup
 from storage.publish import publish
-from storage.reading import open_store, snapshot
+from storage.reading import generation_paths, open_store, snapshot
 from storage.runs import start_run
 from storage.tables import Part, Space, Vector
 from tests.storage.filled import Filled, clustered

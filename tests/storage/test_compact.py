@@ -2,16 +2,17 @@ import os
 
 import numpy as np
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from storage.cleanup import delete_old_files, orphans
-from storage.compact import SMALL_ROWS, compact, dead_share
+from storage.compact import SMALL_ROWS, compact
+from storage.dead import entered_rows, live_rows
 from storage.errors import LeaseHeld, LeaseLost
 from storage.lookup import Lookup
-from storage.publish import publish
+from storage.publish import publish, publish_due
 from storage.reading import Rows, open_store, snapshot
 from storage.runs import claim, finish_run, start_run
-from storage.tables import File, Part, Vector
+from storage.tables import Failure, File, Image, Part, Vector
 from tests.storage.filled import Filled, clustered
 
 D = 16
@@ -50,10 +51,9 @@ def test_small_neighbours_are_merged_and_rows_keep_their_vectors(filled, lease):
 def test_dead_rows_go_when_they_are_many_and_numbers_stay(filled, lease):
     x = clustered(SMALL_ROWS + 4, D)
     rows = filled.add(x)
-    filled.set_state(rows[:40], "missing")
-    assert 0 < dead_share(filled.catalog, filled.space) < 0.1
+    filled.set_state(rows[:40], "excluded")
     assert compact(filled.catalog, lease, filled.space).rows_dropped == 0
-    filled.set_state(rows[: SMALL_ROWS // 2], "missing")
+    filled.set_state(rows[: SMALL_ROWS // 2], "excluded")
     result = compact(filled.catalog, lease, filled.space)
     assert result.rows_dropped == SMALL_ROWS // 2
     assert result.bytes_after < result.bytes_before
@@ -63,6 +63,95 @@ def test_dead_rows_go_when_they_are_many_and_numbers_stay(filled, lease):
     with filled.catalog.read() as conn:
         entered = conn.execute(select(Vector.row).order_by(Vector.row)).scalars().all()
     assert entered == sorted(left)
+
+
+def test_what_is_missing_stays_for_its_grace_and_costs_nothing_when_it_comes_back(filled, lease):
+    rows = filled.add(clustered(SMALL_ROWS + 4, D))
+    filled.set_state(rows[: SMALL_ROWS // 2], "missing")
+    assert compact(filled.catalog, lease, filled.space).rows_dropped == 0
+    # Where the others are rewritten, too.
+    filled.set_state(rows[-SMALL_ROWS // 2 :], "excluded")
+    assert compact(filled.catalog, lease, filled.space).rows_dropped == SMALL_ROWS // 2
+    assert sorted(vectors(filled)) == rows[: SMALL_ROWS // 2 + 4].tolist()
+    filled.set_state(rows[: SMALL_ROWS // 2], "live")
+    with filled.catalog.read() as conn:
+        assert sorted(live_rows(conn, filled.space.id, rows)) == sorted(vectors(filled))
+
+
+def test_a_copy_that_lives_or_is_missing_holds_the_row_of_one_that_is_excluded(filled, lease):
+    rows = filled.add(clustered(30, D))
+    filled.set_state(rows[:20], "excluded")
+    with filled.catalog.write() as conn:
+        for row, state in ((0, "live"), (1, "missing"), (2, "excluded")):
+            copy = {"path": b"copy%d" % row, "display": "copy", "state": state}
+            columns = [c for c in File.__table__.c if c.name not in ("id", *copy)]
+            held = select(*columns).where(File.image_id == filled.base + row)
+            conn.execute(insert(File).values({**conn.execute(held).mappings().one(), **copy}))
+    compact(filled.catalog, lease, filled.space)
+    assert sorted(vectors(filled)) == [0, 1, *range(20, 30)]
+
+
+@pytest.mark.parametrize("state", ["missing", "excluded"])
+def test_a_merge_keeps_dead_rows_that_are_few(filled, lease, state):
+    filled.add(clustered(40, D), duplicates=(3,))
+    rows = filled.add(clustered(40, D, seed=1))
+    filled.set_state(rows[:5], state)
+    before = vectors(filled)
+    result = compact(filled.catalog, lease, filled.space)
+    assert (result.parts_after, result.rows_dropped) == (1, 0)
+    assert vectors(filled).keys() == before.keys()
+    with filled.catalog.read() as conn:
+        entered = entered_rows(conn, filled.space.id).tolist()
+    assert entered == [row for row in range(80) if row != 3]
+
+
+def test_an_image_that_nothing_holds_goes_with_its_failures(filled, lease):
+    rows = filled.add(clustered(30, D))
+    broken, kept, failed = b"broken".ljust(32), b"kept".ljust(32), b"elsewhere".ljust(32)
+    other = Filled(filled.catalog, D, "float16", folder="16")
+    with filled.catalog.write() as conn:
+        conn.execute(delete(File).where(File.image_id.in_([filled.base, filled.base + 1])))
+        # One that never had a vector, and one that has one in another space alone.
+        conn.execute(insert(Image).values(id=1, digest=broken, size_bytes=1, first_seen_at=0.0))
+        conn.execute(insert(Image).values(id=2, digest=kept, size_bytes=1, first_seen_at=0.0))
+        conn.execute(insert(Vector).values(space_id=other.space.id, image_id=2, row=0))
+        gone = select(Image.digest).where(Image.id == filled.base)
+        for digest in (broken, kept, failed, conn.execute(gone).scalar_one()):
+            facts = {"failure_class": "x", "message": "x", "first_at": 0.0, "last_at": 0.0}
+            facts |= {"stage": "decode", "transient": False, "digest": digest, "run_id": "run"}
+            conn.execute(insert(Failure).values(facts))
+    compact(filled.catalog, lease, filled.space)
+    with filled.catalog.read() as conn:
+        images = set(conn.execute(select(Image.id)).scalars())
+        failures = set(conn.execute(select(Failure.digest)).scalars())
+    with_rows = {filled.base + int(row) for row in rows}
+    assert images == {2} | with_rows  # rows 0 and 1 are too few to be dropped
+    assert kept in failures
+    assert broken not in failures
+    compact(filled.catalog, lease, filled.space, force=True)
+    with filled.catalog.read() as conn:
+        images = set(conn.execute(select(Image.id)).scalars())
+        failures = set(conn.execute(select(Failure.digest)).scalars())
+    assert images == {2} | (with_rows - {filled.base, filled.base + 1})
+    assert failures == {kept, failed}  # of a digest that was never an image nothing is known
+
+
+def test_a_space_that_was_emptied_can_be_compacted_and_published_again(filled, lease):
+    catalog, space = filled.catalog, filled.space
+    rows = filled.add(clustered(30, D))
+    publish(catalog, lease, space)
+    with catalog.write() as conn:
+        conn.execute(delete(File))
+    for _ in range(2):
+        compact(catalog, lease, space)
+        assert publish_due(catalog, space) is None
+        view = snapshot(catalog, space)
+        assert (view.parts, view.generation) == ((), None)
+    assert Lookup(catalog, space, exact_below=0).nearest(clustered(1, D), 3).neighbours == [[]]
+    again = filled.add(clustered(5, D, seed=3), offsets=np.arange(5))
+    assert again[0] == len(rows)
+    assert publish_due(catalog, space) == "first"
+    assert publish(catalog, lease, space).n == 5
 
 
 def test_force_drops_every_dead_row_duplicates_too(filled, lease):
@@ -101,7 +190,7 @@ def test_search_finds_the_same_before_and_after_and_through_an_old_index(filled,
         filled.add(clustered(400, D, seed=seed))
     publish(filled.catalog, lease, filled.space)
     dead = np.arange(0, 1200, 3)
-    filled.set_state(dead, "missing")
+    filled.set_state(dead, "excluded")
     lookup = Lookup(filled.catalog, filled.space, exact_below=0)
     queries = clustered(20, D, seed=9)
     before = lookup.nearest(queries, 10).neighbours

@@ -119,8 +119,9 @@ def test_retry_takes_class_and_path_together(job: Job) -> None:
     assert counts_by_class(job.catalog)["truncated"] == 2
 
 
+@pytest.mark.parametrize("name", ["data/x.jpg", "data", "list.csv"])
 def test_retry_knows_a_manifest_s_file_by_where_it_lies(
-    catalog: Catalog, lease: Lease, space: SpaceInfo, tmp_path: Path
+    catalog: Catalog, lease: Lease, space: SpaceInfo, tmp_path: Path, name: str
 ) -> None:
     from storage.files import scan_root
 
@@ -132,7 +133,8 @@ def test_retry_knows_a_manifest_s_file_by_where_it_lies(
     assert job.extract() == {"failed": 1}
     (info,) = list_failures(catalog)
     assert info.path == os.fsencode(tmp_path / "data" / "x.jpg")
-    assert retry(catalog, paths=[os.fsencode(tmp_path / "data" / "x.jpg")]) == 1
+    assert retry(catalog, paths=[os.fsencode(tmp_path / "dat")]) == 0
+    assert retry(catalog, paths=[os.fsencode(tmp_path / name)]) == 1
 
 
 def test_nothing_is_recorded_for_no_failures(catalog: Catalog) -> None:

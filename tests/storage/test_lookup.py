@@ -9,13 +9,12 @@ from sqlalchemy import delete
 
 from storage import candidates
 from storage.errors import PartError
-from storage.generation import generation_paths
 from storage.lookup import Lookup
 from storage.publish import publish
-from storage.reading import snapshot
+from storage.reading import generation_paths, snapshot
 from storage.runs import start_run
 from storage.tables import Vector
-from tests.storage.filled import Filled, clustered, local_catalog, nearest, recall
+from tests.storage.filled import Filled, clustered, local_catalog, nearest, recall, root_of
 
 N, D, K = 2000, 32, 10
 
@@ -108,7 +107,7 @@ def test_the_same_hits_on_either_database(catalog, lease):
     alive = np.arange(20, 400)
     truth = nearest(filled.x, filled.x[:9], 5, alive).tolist()
     assert rows_of(by_index(filled).nearest(filled.x[:9], 5)) == truth
-    under = (filled.root, b"a")
+    under = root_of(filled) + b"/a"
     truth = nearest(filled.x, filled.x[:9], 5, np.arange(20, 300)).tolist()
     assert rows_of(exactly(filled).nearest(filled.x[:9], 5, under=under)) == truth
 
@@ -269,7 +268,7 @@ def test_under_a_folder(in_folders, monkeypatch, factory, narrow):
         (b"", np.r_[:2400, 2500:4200]),
         (b"none", np.empty(0, int)),
     ):
-        found = rows_of(lookup.nearest(xq, K, under=(in_folders.root, prefix)))
+        found = rows_of(lookup.nearest(xq, K, under=root_of(in_folders) + b"/" + prefix))
         if len(allowed):
             assert found == nearest(in_folders.x, xq, K, allowed).tolist()
         else:

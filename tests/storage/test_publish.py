@@ -6,9 +6,9 @@ from sqlalchemy import delete, func, insert, select, update
 
 from storage.durable import file_checksum, write_npy
 from storage.errors import IndexFileError, LeaseHeld, LeaseLost, PartError, SpaceError
-from storage.generation import generation_paths, load_generation
-from storage.publish import publish, publish_due
-from storage.reading import snapshot
+from storage.generation import load_generation
+from storage.publish import publish, publish_due, withdraw
+from storage.reading import generation_paths, snapshot
 from storage.runs import claim, finish_run, start_run
 from storage.tables import Claim, Generation, Vector
 from tests.storage.filled import Filled, clustered
@@ -106,6 +106,17 @@ def test_an_empty_space_has_nothing_to_publish(catalog, space, lease):
     assert claims(catalog) == 0
 
 
+def test_a_space_whose_rows_are_all_gone_is_not_published(filled, lease):
+    publish(filled.catalog, lease, filled.space)
+    with filled.catalog.write() as conn:
+        conn.execute(delete(Vector))
+    assert publish_due(filled.catalog, filled.space) is None  # with an index that still counts
+    with filled.catalog.write() as conn:
+        withdraw(conn, filled.space.id, 1.0)
+    assert snapshot(filled.catalog, filled.space).generation is None
+    assert publish_due(filled.catalog, filled.space) is None  # with parts of dead rows alone
+
+
 def claims(catalog):
     with catalog.read() as conn:
         return conn.execute(select(func.count()).select_from(Claim)).scalar_one()
@@ -128,11 +139,31 @@ def test_a_run_without_a_lease_publishes_nothing(filled, lease):
     assert snapshot(filled.catalog, filled.space).generation is None
 
 
-@pytest.mark.parametrize("factory", ["IDMap,Flat", "Nonsense", "IVF99,Flat"])
-def test_a_spec_that_can_not_be_built_changes_nothing(filled, lease, factory):
+@pytest.mark.parametrize(
+    ("factory", "why"),
+    [
+        ("IDMap,Flat", "has an IDMap; leave it out, rows have a map of their own"),
+        (
+            "Nonsense",
+            "is not known to FAISS for dimension 16: could not parse index string Nonsense",
+        ),
+        (
+            "IVF99,Flat",
+            "can't be trained with 98 vectors: Number of training points (98) should be at least as"
+            " large as number of clusters (99)",
+        ),
+        (
+            "PCA99,Flat",
+            "can't be trained with 98 vectors: PCA matrix cannot output 99 dimensions from 16",
+        ),
+    ],
+)
+def test_a_spec_that_can_not_be_built_changes_nothing(filled, lease, factory, why):
     before = publish(filled.catalog, lease, filled.space)
-    with pytest.raises(SpaceError, match=factory):
+    with pytest.raises(SpaceError) as caught:
         publish(filled.catalog, lease, filled.space, factory)
+    # Nothing of FAISS's source: it says no one what to do.
+    assert str(caught.value) == f"the index spec {factory!r} {why}"
     assert snapshot(filled.catalog, filled.space).generation == before
     assert claims(filled.catalog) == 0
 

@@ -8,7 +8,7 @@ import pytest
 
 from storage.durable import DurableFile, file_checksum, map_npy, write_npy
 from storage.errors import DiskFull, PartError, StorageError
-from storage.vectors import PartInfo, PartWritten, VectorStore
+from storage.vectors import UNIT_TOLERANCE, PartInfo, PartWritten, VectorStore
 from tests.storage.filled import limited_files
 
 DIM = 24
@@ -118,6 +118,16 @@ def test_refuses_what_does_not_fit(store, change, message):
     with pytest.raises(ValueError, match=message):
         store.append("run1", vectors, ids)
     assert not os.path.exists(store.folder)
+
+
+def test_the_length_counts_as_it_is_stored(tmp_path):
+    # Float16 rounds both up.  Compaction writes what is stored anew and must not be refused.
+    x = np.full((1, 2), np.sqrt(0.5) * 1.00095, np.float32)
+    assert abs(np.linalg.norm(x) - 1) < UNIT_TOLERANCE
+    assert abs(np.linalg.norm(x.astype(np.float16).astype(np.float32)) - 1) > UNIT_TOLERANCE
+    VectorStore(str(tmp_path / "32"), 2, "float32").append("run1", x, digests(1))
+    with pytest.raises(ValueError, match=r"norm 1\.001\d+ instead of 1"):
+        VectorStore(str(tmp_path / "16"), 2, "float16").append("run1", x, digests(1))
 
 
 @pytest.mark.parametrize("offsets", [[0, 1], [0, 0, 1], [2, 1, 3], [-1, 0, 1]])
