@@ -35,10 +35,18 @@ class Settings(BaseSettings):
     catalog_url: str | None = Field(
         None, description="SQLAlchemy URL of a Postgres catalog; without it SQLite in the home."
     )
-    model: str = Field("resnet50", description="Network of the first space.")
-    layer: str | None = Field(None, description="Layer of the first space; None: the model's own.")
-    weights: str = Field("DEFAULT", description="Weights of the first space.")
-    dtype: Literal["float32", "float16"] = Field("float32", description="How vectors are stored.")
+    model: str = Field(
+        "resnet50",
+        description="Network of the space that `index` maintains, whichever one is current; "
+        "where neither it nor layer, weights or dtype is set, the current one is maintained.",
+    )
+    layer: str | None = Field(
+        None, description="Layer of the space that `index` maintains; None: the model's own."
+    )
+    weights: str = Field("DEFAULT", description="Weights of the space that `index` maintains.")
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="How the space that `index` maintains stores its vectors."
+    )
     device: str = Field("auto", description="Where forward passes run: auto, cpu, cuda, cuda:1.")
     batch_size: int | None = Field(
         None, ge=1, description="Images in one forward pass; None: by the device's memory."

@@ -38,11 +38,14 @@ class Command(_Examples, click.Command):
 
 
 class Group(_Examples, click.Group):
-    """A group with examples."""
+    """A group with examples, which takes ``--home`` and ``--catalog-url`` like a command."""
 
     def __init__(self, *args: Any, examples: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = examples
+        shown = {param.name for param in self.params}
+        hidden = {name: text for name, text in STORE_OPTIONS.items() if name not in shown}
+        self.params += [_option(name, text, hidden=True) for name, text in hidden.items()]
 
 
 STORE_OPTIONS = {
@@ -76,6 +79,14 @@ def common_options(function: Decorated) -> Decorated:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
+
+
+def list_unless_named(ctx: click.Context, command: click.Command, *, as_json: bool) -> None:
+    """Run the command that lists where a group was called without the name of one."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(command, as_json=as_json)
+    elif as_json:
+        raise click.UsageError(f"--json stands behind the command: {ctx.invoked_subcommand} --json")
 
 
 def settings_of(ctx: click.Context, **flags: Any) -> "LoadedSettings":

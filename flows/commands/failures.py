@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.commands.base import Command, absolute, json_option, opened
-from flows.commands.show import count, safe, table, when, write_json
+from flows.commands.show import count, printable, table, when, write_json
 
 if TYPE_CHECKING:
     from storage.failures import FailureInfo
@@ -67,8 +67,8 @@ def _text(found: list[dict[str, Any]], counts: Mapping[str, int]) -> str:
             f"{failure['stage']}/{failure['class']}" + (" again" if failure["transient"] else ""),
             failure["attempts"],
             when(failure["last_at"]),
-            safe(failure["path"]),
-            safe(failure["message"]),
+            printable(failure["path"]),
+            printable(failure["message"]),
         )
         for failure in found
     ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.commands.base import Command, absolute, json_option
-from flows.commands.show import safe, write_json
+from flows.commands.show import printable, write_json
 
 if TYPE_CHECKING:
     from flows.job import IndexOptions
@@ -30,7 +30,9 @@ PREFECT = {None: None, True: "always", False: "never"}
 @click.option("--model", metavar="NAME", help="Network; `lookalike models` lists them.")
 @click.option("--layer", metavar="NAME", help="fc7, avgpool, logits, ... or any node's name.")
 @click.option("--weights", metavar="W", help="DEFAULT, a published name, a FILE or random[:SEED].")
-@click.option("--space", metavar="NAME", help="Space to maintain; `all` for every one.")
+@click.option(
+    "--space", metavar="NAME", help="Space to maintain, or a new one's name; `all`: each."
+)
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), help="Stored type of a new space."
 )
@@ -54,21 +56,22 @@ def command(ctx: click.Context, /, **typed: Any) -> None:
     text list of paths.  Roots are remembered.  Only what is new or has changed is read, and each
     distinct image is extracted once for each space.
     """
-    from flows import run
+    from flows.plan import plan as plan_of
     from flows.progress import Progress
+    from flows.run import run
 
     as_json, plan = typed.pop("as_json"), typed.pop("plan")
     quiet = typed.pop("quiet") or as_json
     options, prefect = _options(ctx, **typed)
     if plan:
-        planned = run.plan(options)
+        planned = plan_of(options)
         write_json(planned.to_json()) if as_json else click.echo(planned.to_text())
         return
     with Progress("silent" if quiet else "auto") as progress:
-        report = run.run(options, progress, prefect=prefect)
+        report = run(options, progress, prefect=prefect)
     write_json(report.to_json()) if as_json else click.echo(report.to_text())
     for line in report.trouble_lines():
-        click.echo(f"lookalike: {safe(line)}", err=True)
+        click.echo(f"lookalike: {printable(line)}", err=True)
     ctx.exit(report.exit_code())
 
 

@@ -4,8 +4,8 @@ import os
 
 import click
 
-from flows.commands.base import Command, Group, absolute, json_option, opened
-from flows.commands.show import count, safe, table, when, write_json
+from flows.commands.base import Command, Group, absolute, json_option, list_unless_named, opened
+from flows.commands.show import count, printable, table, when, write_json
 
 
 @click.group(
@@ -19,14 +19,14 @@ from flows.commands.show import count, safe, table, when, write_json
     lookalike roots remove ~/Downloads
     """,
 )
+@json_option
 @click.pass_context
-def command(ctx: click.Context) -> None:
+def command(ctx: click.Context, as_json: bool) -> None:
     """List, move or remove the roots: the directories and manifests that are indexed.
 
     `lookalike index PATH` adds one.
     """
-    if ctx.invoked_subcommand is None:
-        ctx.invoke(list_command)
+    list_unless_named(ctx, list_command, as_json=as_json)
 
 
 @command.command(
@@ -34,12 +34,12 @@ def command(ctx: click.Context) -> None:
     cls=Command,
     short_help="List the roots.",
     examples="""\
-    lookalike roots list --json
+    lookalike roots --json
     """,
 )
 @json_option
 @click.pass_context
-def list_command(ctx: click.Context, as_json: bool = False) -> None:
+def list_command(ctx: click.Context, as_json: bool) -> None:
     """List the roots with how many live and missing files each has."""
     from search.overview import roots_overview
 
@@ -49,7 +49,7 @@ def list_command(ctx: click.Context, as_json: bool = False) -> None:
         write_json([root.to_json() for root in roots])
         return
     rows = [
-        (safe(root.path), root.kind, root.live, root.missing, when(root.scanned_at))
+        (printable(root.path), root.kind, root.live, root.missing, when(root.scanned_at))
         for root in roots
     ]
     click.echo(table(("root", "kind", "files", "missing", "last scan"), rows, right=(2, 3)))
@@ -73,7 +73,7 @@ def move_command(ctx: click.Context, old: str, new: str) -> None:
     before, after = absolute([old, new])
     with opened(ctx, write=True) as catalog:
         root = move_root(catalog, before, after)
-    click.echo(f"moved: {safe(before)} is now {safe(os.fsdecode(root.path))}")
+    click.echo(f"moved: {printable(before)} is now {printable(os.fsdecode(root.path))}")
 
 
 @command.command(
@@ -97,4 +97,4 @@ def remove_command(ctx: click.Context, path: str) -> None:
     with opened(ctx, write=True) as catalog:
         n = remove_root(catalog, wanted)
     files = count(n, "file")
-    click.echo(f"removed: {safe(wanted)}, {files} forgotten; `lookalike compact` frees disk")
+    click.echo(f"removed: {printable(wanted)}, {files} forgotten; `lookalike compact` frees disk")

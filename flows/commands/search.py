@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.commands.base import Command, absolute, json_option, settings_of
-from flows.commands.show import safe, table, write_json
+from flows.commands.show import printable, table, write_json
 
 if TYPE_CHECKING:
     from search.answers import Answer
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Most hits.")
 @click.option("--space", metavar="NAME", help="Space to search; without it the current one.")
-@click.option("--under", metavar="PATH", help="Only images below this directory.")
+@click.option(
+    "--under", metavar="PATH", help="Only images at or below this path, or of this manifest."
+)
 @click.option("--min-score", type=float, metavar="X", help="Only scores (cosine) of at least X.")
 @click.option("--no-self", is_flag=True, help="Leave out the query's own image.")
 @click.option("--sheet", metavar="OUT.png", help="Draw the hits as a contact sheet.")
@@ -49,7 +51,7 @@ def command(
     with Searcher(settings.home_(), typed.pop("space"), device=settings.device) as searcher:
         answers = searcher.search_paths(absolute(images), under=under, **typed)
         for line in searcher.warnings:
-            click.echo(f"lookalike: {safe(line)}", err=True)
+            click.echo(f"lookalike: {printable(line)}", err=True)
     if as_json:
         write_json([answer.to_json() for answer in answers])
     else:
@@ -58,11 +60,11 @@ def command(
         from search.sheet import draw_sheet
 
         draw_sheet(answers, os.path.abspath(sheet))
-        click.echo(f"contact sheet: {safe(os.path.abspath(sheet))}", err=True)
+        click.echo(f"contact sheet: {printable(os.path.abspath(sheet))}", err=True)
 
 
 def _text(answer: "Answer") -> str:
-    head = f"{safe(answer.query)} in space {answer.space}"
+    head = f"{printable(answer.query)} in space {answer.space}"
     if not answer.hits:
         return f"{head}: no hits"
     rows = []
@@ -70,9 +72,9 @@ def _text(answer: "Answer") -> str:
         more = len(hit.paths) - 1
         extra = [f"(and {more} more)"] if more else []
         extra += [
-            f"{word}={safe(value)}"
+            f"{word}={printable(value)}"
             for word, value in (("id", hit.id), ("label", hit.label))
             if value
         ]
-        rows.append((rank, f"{hit.score:.4f}", " ".join([safe(hit.path), *extra])))
+        rows.append((rank, f"{hit.score:.4f}", " ".join([printable(hit.path), *extra])))
     return f"{head}\n" + table(("rank", "score", "path"), rows, right=(0, 1))

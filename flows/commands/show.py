@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 
-def safe(path: bytes | str) -> str:
+def printable(path: bytes | str) -> str:
     r"""Return a path for display: what a terminal can't show, or would obey, as ``\x0a``."""
     text = os.fsdecode(path)
     if text.isprintable():

@@ -1,9 +1,14 @@
 """``lookalike spaces``."""
 
+from typing import TYPE_CHECKING
+
 import click
 
-from flows.commands.base import Command, Group, json_option, leased, opened
+from flows.commands.base import Command, Group, json_option, leased, list_unless_named, opened
 from flows.commands.show import size, table, write_json
+
+if TYPE_CHECKING:
+    from storage.catalog import Catalog
 
 
 @click.group(
@@ -17,14 +22,14 @@ from flows.commands.show import size, table, write_json
     lookalike spaces drop resnet50-avgpool
     """,
 )
+@json_option
 @click.pass_context
-def command(ctx: click.Context) -> None:
+def command(ctx: click.Context, as_json: bool) -> None:
     """List, choose or drop spaces: the ways in which vectors were made.
 
     `lookalike index --model NAME` makes a new one beside those that are there.
     """
-    if ctx.invoked_subcommand is None:
-        ctx.invoke(list_command)
+    list_unless_named(ctx, list_command, as_json=as_json)
 
 
 @command.command(
@@ -32,12 +37,12 @@ def command(ctx: click.Context) -> None:
     cls=Command,
     short_help="List the spaces.",
     examples="""\
-    lookalike spaces list --json
+    lookalike spaces --json
     """,
 )
 @json_option
 @click.pass_context
-def list_command(ctx: click.Context, as_json: bool = False) -> None:
+def list_command(ctx: click.Context, as_json: bool) -> None:
     """List the spaces; the current one, which index and search use, has a star."""
     from search.overview import spaces_overview
 
@@ -70,12 +75,35 @@ def list_command(ctx: click.Context, as_json: bool = False) -> None:
 @click.argument("name")
 @click.pass_context
 def use_command(ctx: click.Context, name: str) -> None:
-    """Make NAME the space that `index` maintains and `search` asks."""
+    """Make NAME the space that `search` asks, and that `index` maintains.
+
+    Where the settings name a model, `index` goes on with that model's space.
+    """
     from storage.spaces import use_space
 
     with opened(ctx, write=True) as catalog:
         use_space(catalog, name)
+        other = _of_settings(ctx, catalog, name)
     click.echo(f"space {name} is the current one")
+    if other is not None:
+        click.echo(f"lookalike: {other}", err=True)
+
+
+def _of_settings(ctx: click.Context, catalog: "Catalog", name: str) -> str | None:
+    """Return what to know where the settings have `index` maintain another space."""
+    from flows.parameters import options_for
+    from flows.spaces import find_spaces, new_space_name
+
+    choice = options_for(ctx.ensure_object(dict))[0].choice
+    if not choice.names_a_model:
+        return None
+    found = [space.name for space in find_spaces(catalog, choice)] or [new_space_name(choice)]
+    if name in found:
+        return None
+    return (
+        f"the settings name the model of space {found[0]}, which `lookalike index` goes on to "
+        f"maintain; change them, or use `lookalike index --space {name}`"
+    )
 
 
 @command.command(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.commands.base import Command, json_option, settings_of
-from flows.commands.show import safe, size, table, when, write_json
+from flows.commands.show import printable, size, table, when, write_json
 
 if TYPE_CHECKING:
     from flows.settings import LoadedSettings
@@ -52,12 +52,16 @@ def _store(home: "Home") -> dict[str, Any]:
 
 
 def _text(values: dict[str, Any]) -> str:
-    blocks = [f"home {safe(values['home'])}, store {values['store_id'] or 'not made yet'}"]
+    blocks = [f"home {printable(values['home'])}, store {values['store_id'] or 'not made yet'}"]
     if values["store_id"] is None:
         blocks.append("nothing is indexed yet: run `lookalike index DIRECTORY`")
     blocks += [_roots(values["roots"]), _spaces(values["spaces"]), _runs(values["runs"])]
     rows = [
-        (name, "" if each["value"] is None else safe(str(each["value"])), safe(each["origin"]))
+        (
+            name,
+            "" if each["value"] is None else printable(str(each["value"])),
+            printable(each["origin"]),
+        )
         for name, each in values["settings"].items()
     ]
     blocks.append(table(("setting", "value", "from"), rows))
@@ -66,7 +70,13 @@ def _text(values: dict[str, Any]) -> str:
 
 def _roots(roots: list[dict[str, Any]]) -> str:
     rows = [
-        (safe(root["path"]), root["kind"], root["live"], root["missing"], when(root["scanned_at"]))
+        (
+            printable(root["path"]),
+            root["kind"],
+            root["live"],
+            root["missing"],
+            when(root["scanned_at"]),
+        )
         for root in roots
     ]
     head = ("root", "kind", "files", "missing", "last scan")

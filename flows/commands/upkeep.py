@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import click
 
 from flows.commands.base import Command, absolute, json_option, leased, opened
-from flows.commands.show import count, safe, size, write_json
+from flows.commands.show import count, printable, size, write_json
 
 NOT_MENDED = 5
 """Exit code of a check that found trouble which is still there."""
@@ -47,7 +47,7 @@ def check_command(ctx: click.Context, repair: bool, deep: bool, as_json: bool) -
     else:
         for finding in findings:
             mended = " (repaired)" if finding.repaired else ""
-            click.echo(f"{finding.severity}: {safe(finding.what)}{mended}")
+            click.echo(f"{finding.severity}: {printable(finding.what)}{mended}")
     left = [f for f in findings if f.severity == "error" and not f.repaired]
     ctx.exit(NOT_MENDED if left else 0)
 
@@ -72,21 +72,26 @@ def compact_command(ctx: click.Context, space: str | None, force: bool) -> None:
     from storage.cleanup import delete_old_files
     from storage.compact import compact
     from storage.publish import publish, publish_due
+    from storage.reading import snapshot
     from storage.spaces import get_space, list_spaces
 
     with opened(ctx, write=True) as catalog, leased(catalog, "compact") as lease:
         spaces = list_spaces(catalog) if space is None else [get_space(catalog, space)]
+        replaced = False
         for each in spaces:
             result = compact(catalog, lease, each, force=force)
+            replaced |= bool(result.rows_dropped) or result.parts_after != result.parts_before
             click.echo(
                 f"space {each.name}: {count(result.rows_dropped, 'dead vector')} dropped, "
                 f"parts {result.parts_before} -> {result.parts_after}, "
                 f"{size(result.bytes_before)} -> {size(result.bytes_after)}"
             )
             if publish_due(catalog, each) is not None:
+                replaced |= snapshot(catalog, each).generation is not None
                 publish(catalog, lease, each)
         deleted = delete_old_files(catalog, lease)
-    click.echo(f"{count(deleted, 'old file')} deleted; what was replaced now goes after a day")
+    later = "; what was replaced now goes after a day" if replaced else ""
+    click.echo(f"{count(deleted, 'old file')} deleted{later}")
 
 
 @click.command(

@@ -15,7 +15,7 @@ import flows.cli
 from extractor import errors as extractor_errors
 from flows.cli import COMMANDS, EXIT_CODES, cli, expected_code, main
 from flows.commands.base import Command, Group, settings_of
-from flows.commands.show import safe, size, table, when
+from flows.commands.show import printable, size, table, when
 from flows.errors import FlowError
 from flows.report import EXIT_ORDER
 from search.errors import QueryError
@@ -226,10 +226,10 @@ def test_shells_can_complete_commands() -> None:
 
 
 def test_odd_names_are_shown_safely() -> None:
-    assert safe("/photos/été.jpg") == "/photos/été.jpg"
-    assert safe(b"/p/\xe9.jpg") == "/p/\\xe9.jpg"
-    assert safe("/p/a\nb\x1b[31m.jpg") == "/p/a\\x0ab\\x1b[31m.jpg"
-    assert safe("/p/\u202egpj.exe") == "/p/\\u202egpj.exe"
+    assert printable("/photos/été.jpg") == "/photos/été.jpg"
+    assert printable(b"/p/\xe9.jpg") == "/p/\\xe9.jpg"
+    assert printable("/p/a\nb\x1b[31m.jpg") == "/p/a\\x0ab\\x1b[31m.jpg"
+    assert printable("/p/\u202egpj.exe") == "/p/\\u202egpj.exe"
 
 
 def test_tables_align_their_columns() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from extractor.errors import ExtractorError
 from flows.cli import cli, expected_code
+from flows.errors import FlowError
 from flows.parameters import options_for
 from flows.samples import draw_scene
 from flows.spaces import SpaceChoice
@@ -196,6 +197,59 @@ class TestIndex:
         assert run(shop, "check").stdout == "clean\n"
 
 
+class TestFirstRun:
+    def test_without_a_root_nothing_is_made(self, tmp_path: Path) -> None:
+        home = ("--home", str(tmp_path / "home"))
+        for args in ((), ("--plan",), ("--space", "photos"), ("--prefect",)):
+            done = lookalike(*home, "index", *args, code=2)
+            assert done.stderr == "lookalike: no root is known yet: `lookalike index DIRECTORY`\n"
+            assert not (tmp_path / "home").exists()
+
+    def test_without_a_root_any_more_it_is_said_too(self, shop: Path) -> None:
+        run(shop, "roots", "remove", str(shop / "pictures"))
+        for args in ((), ("--plan",)):
+            with pytest.raises(FlowError, match="no root is known yet"):
+                run(shop, "index", *args)
+
+    def test_the_first_space_has_the_name_and_the_settings_recipe(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        draw(tmp_path / "pictures" / "a.jpg", 1)
+        monkeypatch.setenv("LOOKALIKE_MODEL", "squeezenet1_1")
+        monkeypatch.setenv("LOOKALIKE_WEIGHTS", "random:0")
+        args = ("index", str(tmp_path / "pictures"), "--space", "photos", "--no-prefect")
+        plan = values(tmp_path, *args, "--plan")
+        assert [(s["space"], s["new"], s["pending"]) for s in plan["spaces"]] == [
+            ("photos", True, 1)
+        ]
+        assert values(tmp_path, *args)["space"] == "photos"
+        [space] = values(tmp_path, "spaces")
+        assert (space["name"], space["model"]["model"]) == ("photos", "squeezenet1_1")
+
+    def test_a_plan_says_what_a_new_space_needs(self, shop: Path) -> None:
+        text = run(shop, "index", "--plan", "--model", "vgg16", "--layer", "fc7").stdout
+        assert (
+            "new space 'vgg16-fc7': at most 13 images to extract, how much disk they take follows "
+            "once the model is known\n"
+        ) in text
+        asked = ("--model", "resnet18", "--layer", "avgpool", "--weights", "random:0")
+        draw(shop / "pictures" / "new.jpg", 90)
+        text = run(shop, "index", "--plan", *asked, "--dtype", "float16").stdout
+        assert "new space 'resnet18-avgpool': at most 14 images to extract, 0.0 MB of disk" in text
+
+    def test_a_plan_keeps_to_the_roots_that_a_run_would_scan(self, shop: Path) -> None:
+        run(shop, "index", *TINY, "--layer", "logits", str(shop / "pictures" / "a"))
+        asked = ("index", "--plan", "--space", "resnet18-logits")
+        assert values(shop, *asked)["spaces"][0]["pending"] == 13  # 6 are too young to be trusted
+        [space] = values(shop, *asked, str(shop / "pictures" / "a"))["spaces"]
+        assert (space["new"], space["pending"]) == (False, 6)
+        (shop / "more").mkdir()
+        (shop / "pictures").rename(shop / "away")
+        plan = values(shop, *asked, str(shop / "pictures"), str(shop / "more"))
+        assert list(plan["unavailable"]) == [str(shop / "pictures")]
+        assert plan["spaces"][0]["pending"] == 0
+
+
 class TestChoice:
     @pytest.mark.parametrize(
         ("typed", "space", "environment", "choice"),
@@ -205,6 +259,7 @@ class TestChoice:
             ({}, None, {"MODEL": "vgg16"}, SpaceChoice(model="vgg16")),
             ({"model": "alexnet"}, None, {"LAYER": "fc7"}, SpaceChoice(model="alexnet")),
             ({}, "mine", {"MODEL": "vgg16"}, SpaceChoice(space="mine")),
+            ({}, "all", {}, SpaceChoice(space="all")),
             ({"dtype": "float16"}, "mine", {}, SpaceChoice(space="mine", dtype="float16")),
             ({}, None, {"DTYPE": "float16"}, SpaceChoice(dtype="float16")),
         ],
@@ -221,6 +276,8 @@ class TestChoice:
             monkeypatch.setenv(f"LOOKALIKE_{name}", value)
         options, _ = options_for({**typed, "space": space})
         assert options.choice == choice
+        keeps = space is not None and environment and not typed
+        assert options.choice.otherwise == (SpaceChoice(model="vgg16") if keeps else None)
 
 
 class TestSearch:
@@ -281,6 +338,16 @@ class TestSearch:
         assert sum("(and 1 more)" in line for line in lines) == 1
         args = ("search", str(root / "b/2.png"), "--under", str(shop / "shop.tsv"), "-k", "1")
         assert "id=sku-2" in run(shop, *args).stdout
+
+    def test_pictures_of_a_manifest_are_found_by_their_folder(self, shop: Path) -> None:
+        shutil.copytree(shop / "pictures", shop / "away")
+        (shop / "shop.tsv").write_text("id\tpath\nsku-1\taway/a/1.jpg\nsku-2\taway/b/2.png\n")
+        run(shop, "index", str(shop / "shop.tsv"), "--no-prefect")
+        query = str(shop / "pictures/b/2.png")
+        [answer] = values(shop, "search", query, "--under", str(shop / "away/a"))
+        assert [(hit["path"], hit["id"]) for hit in answer["hits"]] == [
+            (str(shop / "away/a/1.jpg"), "sku-1")
+        ]
 
     def test_a_query_that_is_no_picture_is_usage(self, first: Path) -> None:
         home = ("--home", str(first / "home"))
@@ -379,9 +446,11 @@ class TestUpkeep:
         shutil.rmtree(shop / "pictures/b")
         run(shop, "index", "--confirm-missing", "--no-prefect")
         text = run(shop, "compact", "--force").stdout
+        assert text.endswith("; what was replaced now goes after a day\n")
         assert text.startswith("space resnet18-avgpool: 6 dead vectors dropped, parts 1 -> 1, ")
         assert values(shop, "spaces", "list")[0]["vectors"] == 6
         assert run(shop, "compact", "--space", "resnet18-avgpool").stdout.startswith("space ")
+        assert run(shop, "compact").stdout.endswith("\n0 old files deleted\n")
         assert run(shop, "check").stdout == "clean\n"
 
     def test_forget_removes_an_image_for_good(self, shop: Path) -> None:
@@ -410,6 +479,43 @@ class TestRootsAndSpaces:
         )
         assert values(shop, "roots", "list") == []
         assert new.exists()
+
+    @pytest.mark.parametrize("group", ["roots", "spaces"])
+    def test_a_group_alone_lists(self, shop: Path, group: str) -> None:
+        listed = values(shop, group, "list")
+        assert values(shop, group) == listed
+        assert len(listed) == 1
+        plain = run(shop, group, "list").stdout
+        assert run(shop, group).stdout == plain
+        home = ("--home", str(shop / "home"))
+        assert CliRunner().invoke(cli, [group, *home]).stdout == plain
+        assert CliRunner().invoke(cli, [group, *home, "--json"]).stdout.startswith("[")
+        done = run(shop, group, "--json", "list", code=2)
+        assert "list --json" in done.stderr
+
+    def test_the_settings_space_beside_the_current_one_is_said(
+        self, shop: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said = "lookalike spaces use resnet18-logits"
+        result = run(shop, "index", *TINY, "--layer", "logits")
+        assert said in result.stderr
+        assert said in run(shop, "index", *TINY, "--layer", "logits").stderr
+        for name, value in (("MODEL", "resnet18"), ("LAYER", "logits"), ("WEIGHTS", "random:0")):
+            monkeypatch.setenv(f"LOOKALIKE_{name}", value)
+        result = run(shop, "index", "--no-prefect")
+        assert (
+            "this run maintains the space 'resnet18-logits', searches ask 'resnet18-avgpool'; "
+            f"`{said}`"
+        ) in result.stderr
+        assert "maintains" not in run(shop, "index", "--space", "resnet18-logits").stderr
+        result = run(shop, "spaces", "use", "resnet18-avgpool")
+        assert result.stderr == (
+            "lookalike: the settings name the model of space resnet18-logits, which `lookalike "
+            "index` goes on to maintain; change them, or use `lookalike index --space "
+            "resnet18-avgpool`\n"
+        )
+        assert run(shop, "spaces", "use", "resnet18-logits").stderr == ""
+        assert "maintains" not in run(shop, "index").stderr
 
     def test_a_root_that_a_run_has_is_held(self, shop: Path) -> None:
         with Catalog.open(Home(str(shop / "home")), write=True) as catalog:
