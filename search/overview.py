@@ -9,6 +9,7 @@ from sqlalchemy import Connection, case, func, select
 from storage.catalog import Catalog
 from storage.chunks import pending_counts
 from storage.failures import counts_by_class
+from storage.owner import Owner, is_gone, this_process
 from storage.spaces import list_spaces
 from storage.tables import File, Generation, Image, Part, Root, Run, Space, Vector
 
@@ -126,7 +127,7 @@ def overview(catalog: Catalog) -> dict[str, Any]:
     """Return the whole store for ``lookalike status``: plain values, ready for JSON."""
     with catalog.read() as conn:
         images = conn.execute(select(func.count()).select_from(Image)).scalar_one()
-        runs = conn.execute(_RUNS).mappings().all()
+        runs = [_run(catalog, conn, row) for row in conn.execute(_RUNS)]
     infos = {space.name: space for space in list_spaces(catalog)}
     spaces = []
     for space in spaces_overview(catalog):
@@ -140,12 +141,22 @@ def overview(catalog: Catalog) -> dict[str, Any]:
         "images": images,
         "roots": [root.to_json() for root in roots_overview(catalog)],
         "spaces": spaces,
-        "runs": [dict(run) for run in runs],
+        "runs": runs,
     }
 
 
-_RUNS = (
-    select(Run.id, Run.kind, Run.state, Run.started_at, Run.ended_at)
-    .order_by(Run.started_at.desc())
-    .limit(LAST_RUNS)
-)
+_RUN = (Run.id, Run.kind, Run.state, Run.started_at, Run.ended_at)
+_OWNER = (Run.host, Run.boot, Run.pid, Run.process_start)
+_RUNS = select(*_RUN, *_OWNER, Run.expires_at).order_by(Run.started_at.desc()).limit(LAST_RUNS)
+
+
+def _run(catalog: Catalog, conn: Connection, row: Any) -> dict[str, Any]:
+    """Return a run as it is: one whose owner is gone counts as crashed before a writer says so."""
+    state = row.state
+    if state == "running":
+        owner = Owner(row.host, row.boot, row.pid, row.process_start)
+        expired = row.expires_at < catalog.now(conn)
+        one_host = catalog.dialect == "sqlite"
+        if is_gone(owner, this_process(), expired=expired, one_host=one_host):
+            state = "crashed"
+    return {**{column.key: row._mapping[column.key] for column in _RUN}, "state": state}

@@ -2,8 +2,23 @@ import json
 import os
 from pathlib import Path
 
+from sqlalchemy import select
+
 from search.overview import overview, roots_overview, spaces_overview
+from storage.tables import Run
+from tests.flows.terminal import python
 from tests.search.stores import Store, digest_of
+
+STARTS_A_RUN = """
+import os, sys
+from storage.catalog import Catalog
+from storage.home import Home
+from storage.runs import start_run
+
+catalog = Catalog.open(Home(sys.argv[1], sys.argv[2] or None), write=True)
+print(start_run(catalog, "index").run_id, flush=True)
+os._exit(9)
+"""
 
 
 def test_an_empty_store_is_counted_too(store: Store) -> None:
@@ -38,3 +53,15 @@ def test_counts_are_those_of_the_files(store: Store, tree: Path) -> None:
     assert [space["pending"] for space in found["spaces"]] == [0, len(images) - two.vectors + 1]
     assert found["images"] == len(images) + 1
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_run_whose_process_is_gone_has_crashed_and_nothing_is_written(store: Store) -> None:
+    home = store.catalog.home
+    killed = python("-c", STARTS_A_RUN, home.path, home.catalog_url or "").stdout.strip()
+    runs = {run["id"]: run for run in overview(store.catalog)["runs"]}
+    assert (runs[killed]["state"], runs[killed]["ended_at"]) == ("crashed", None)
+    assert runs[store.lease.run_id]["state"] == "running"
+    assert list(runs[killed]) == ["id", "kind", "state", "started_at", "ended_at"]
+    with store.catalog.read() as conn:
+        states = conn.execute(select(Run.state)).scalars().all()
+    assert states == ["running", "running"]
