@@ -52,6 +52,7 @@ docs: env
 	$(py) docs/cli.py
 
 bench: env
+	$(py) benchmarks/search.py
 	$(py) benchmarks/pipeline.py
 
 clean:
