@@ -25,8 +25,6 @@ __all__ = ["ScanResult", "apply_changes", "known_files", "scan_root"]
 
 LOSSES = frozenset({Reason.MISSING, Reason.EXCLUDED})
 MAX_UNREADABLE = 100
-SAY_EVERY = 1000
-"""Files between two words of progress."""
 FUTURE_MARGIN_NS = 60_000_000_000
 """A clock that runs a minute ahead is no picture from the future."""
 
@@ -79,7 +77,8 @@ def scan_root(  # noqa: PLR0913 -- two say where, four how, one tells how far
     lease
         The run's; it holds the root while it is scanned.
     progress
-        Told now and then how many files were seen so far.
+        Told how many files were seen so far, after each of them, and again between those that are
+        written.  What it raises ends the scan; what was written before stays.
 
     Raises
     ------
@@ -132,7 +131,7 @@ class _Scan:
                 self.reasons.update(apply_changes(catalog, root, at_once, lease=lease))
             self._guard(known_live, place)
             if not dry:
-                self.reasons.update(apply_changes(catalog, root, held, lease=lease))
+                self.reasons.update(apply_changes(catalog, root, self._told(held), lease=lease))
                 self._finish(lease)
             else:
                 self.reasons.update(change.reason.value for change in held)
@@ -170,9 +169,17 @@ class _Scan:
             else:
                 self.scanned += 1
                 self.future += max(item.sig.mtime_ns, item.sig.ctime_ns) > latest_ns
-                if self.progress is not None and self.scanned % SAY_EVERY == 0:
-                    self.progress(self.scanned)
+                self._say()
             yield item
+
+    def _told(self, held: Spool) -> Iterator[Change]:
+        for change in held:
+            self._say()
+            yield change
+
+    def _say(self) -> None:
+        if self.progress is not None:
+            self.progress(self.scanned)
 
     def _note(self, item: Unreadable) -> None:
         trouble = os.strerror(item.errno)

@@ -10,7 +10,7 @@ I positions.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import faiss
@@ -46,6 +46,8 @@ _TRAIN_PER_LIST = 64
 _TRAIN_LEAST_PER_LIST = 39
 """FAISS warns below this many training points for each list."""
 _TRAIN_BYTES = 2 << 30
+_ADD_ROWS = 8192
+"""Vectors added between two looks at whether to go on: some seconds of a graph's time."""
 _FAISS_SAYS = re.compile(r"Error in .*? at \S+:\d+: (?:Error: '.*' failed(?:: |$))?(.*)")
 
 
@@ -53,7 +55,14 @@ class SelectorRefused(StorageError):
     """The kind of index can't leave positions out while it searches."""
 
 
-def build(vectors: Rows, rowmap: RowArray, spec: IndexSpec, *, seed: int = 0) -> faiss.Index:
+def build(
+    vectors: Rows,
+    rowmap: RowArray,
+    spec: IndexSpec,
+    *,
+    seed: int = 0,
+    check: Callable[[], None] | None = None,
+) -> faiss.Index:
     """Train and fill an index over the inner product.
 
     Parameters
@@ -66,6 +75,8 @@ def build(vectors: Rows, rowmap: RowArray, spec: IndexSpec, *, seed: int = 0) ->
         The kind.
     seed
         Of the training sample: the same rows make the same index.
+    check
+        Called before the training and before every 8,192 vectors; what it raises ends the build.
 
     Raises
     ------
@@ -82,8 +93,10 @@ def build(vectors: Rows, rowmap: RowArray, spec: IndexSpec, *, seed: int = 0) ->
     points = 0 if index.is_trained else _train_points(index, n, d)
     picks = np.random.default_rng(seed).choice(n, points, replace=False)
     xt = vectors.gather(rowmap[np.sort(picks)])
+    if check is not None:
+        check()
     if faiss.get_num_gpus() > 0:  # pragma: no cover - needs CUDA
-        built = _build_on_gpu(index, xt, vectors, rowmap)
+        built = _build_on_gpu(index, xt, _pieces(vectors, rowmap, check))
         if built is not None:
             return built
     try:
@@ -91,13 +104,24 @@ def build(vectors: Rows, rowmap: RowArray, spec: IndexSpec, *, seed: int = 0) ->
             index.train(xt)
     except RuntimeError as error:
         raise _refused(spec, f"can't be trained with {points} vectors", error) from error
-    for _, xb in vectors.blocks(rows=rowmap):
+    for xb in _pieces(vectors, rowmap, check):
         index.add(xb)
     return index
 
 
+def _pieces(
+    vectors: Rows, rowmap: RowArray, check: Callable[[], None] | None
+) -> Iterator[FloatArray]:
+    """Yield the vectors to add, shape ``(m, d)``, and call ``check`` before each piece."""
+    for _, xb in vectors.blocks(rows=rowmap):
+        for start in range(0, len(xb), _ADD_ROWS):
+            if check is not None:
+                check()
+            yield xb[start : start + _ADD_ROWS]
+
+
 def _build_on_gpu(
-    index: faiss.Index, xt: FloatArray, vectors: Rows, rowmap: RowArray
+    index: faiss.Index, xt: FloatArray, pieces: Iterator[FloatArray]
 ) -> faiss.Index | None:  # pragma: no cover - needs CUDA
     """Return the index built on a GPU; None where its kind or size does not fit there."""
     if not isinstance(faiss.downcast_index(index), faiss.IndexIVF):
@@ -105,7 +129,7 @@ def _build_on_gpu(
     try:
         on_gpu = _faiss.index_cpu_to_all_gpus(index, ngpu=1)
         on_gpu.train(xt)
-        for _, xb in vectors.blocks(rows=rowmap):
+        for xb in pieces:
             on_gpu.add(xb)
         index = _faiss.index_gpu_to_cpu(on_gpu)
     except RuntimeError:

@@ -1,6 +1,7 @@
 """Publish an index of a space: built beside the old one, then swapped in by one transaction."""
 
 import uuid
+from collections.abc import Callable
 
 from sqlalchemy import Connection, func, insert, select, update
 
@@ -48,7 +49,11 @@ def withdraw(conn: Connection, space_id: int, now: float) -> None:
 
 
 def publish(
-    catalog: Catalog, lease: Lease, space: SpaceInfo, factory: str | None = None
+    catalog: Catalog,
+    lease: Lease,
+    space: SpaceInfo,
+    factory: str | None = None,
+    check: Callable[[], None] | None = None,
 ) -> GenerationInfo:
     """Build, write and record an index of every row that is an image's vector.
 
@@ -62,6 +67,9 @@ def publish(
         The space.
     factory
         FAISS ``index_factory`` string; None chooses by the number of rows and their size.
+    check
+        Called now and then while the index is built; what it raises ends that, and the former
+        index goes on serving.
 
     Returns
     -------
@@ -84,13 +92,17 @@ def publish(
     spec = spec_of(factory) if factory is not None else None
     claim(catalog, lease, "space", space.id, space.id)
     try:
-        return _publish(catalog, lease, space, spec)
+        return _publish(catalog, lease, space, spec, check)
     finally:
         release(catalog, lease, "space", space.id, space.id)
 
 
 def _publish(
-    catalog: Catalog, lease: Lease, space: SpaceInfo, spec: IndexSpec | None
+    catalog: Catalog,
+    lease: Lease,
+    space: SpaceInfo,
+    spec: IndexSpec | None,
+    check: Callable[[], None] | None,
 ) -> GenerationInfo:
     from storage.generation import write_generation
     from storage.index import build
@@ -102,7 +114,7 @@ def _publish(
     if not len(rowmap):
         raise SpaceError(f"the space {space.name} has no vectors yet; index some images first")
     spec = spec or choose(len(rowmap), space.dim)
-    index = build(Rows(open_store(catalog, space), view.parts), rowmap, spec)
+    index = build(Rows(open_store(catalog, space), view.parts), rowmap, spec, check=check)
     folder = catalog.home.index_dir(space.fingerprint)
     make_dir(folder)
     name = f"{lease.run_id}-{uuid.uuid4().hex}"
