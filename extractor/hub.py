@@ -2,20 +2,35 @@
 
 import contextlib
 import hashlib
-import logging
 import os
 import re
 import tempfile
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlparse
 
 from extractor.errors import WeightsError
 
-LOG = logging.getLogger(__name__)
+Watcher = Callable[[str, int, int | None], None]
+"""Told the file's name, the bytes that have come and the size, or None where that is unknown."""
 
 _TIMEOUT_S = 10
+_BLOCK_BYTES = 1 << 18
+
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextlib.contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Let ``watcher`` follow the downloads of this thread; what it raises ends them."""
+    before = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(before)
 
 
 def file_name(url: str) -> str:
@@ -45,6 +60,8 @@ def published(member: Any) -> str:
 def download(url: str, path: str) -> None:
     """Fetch a weights file and check it against the hash in its name, as torch's hub does.
 
+    Who has asked to be told of it, by `watched`, is.
+
     Raises
     ------
     OSError
@@ -52,7 +69,7 @@ def download(url: str, path: str) -> None:
     ValueError
         What came is not what the name promises.
     """
-    LOG.info("downloading %s", file_name(url))
+    name, watcher = file_name(url), _watcher.get() or _nobody
     os.makedirs(os.path.dirname(path), exist_ok=True)
     total = hashlib.sha256()
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".part")
@@ -61,13 +78,20 @@ def download(url: str, path: str) -> None:
             os.fdopen(handle, "wb") as out,
             urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer,  # noqa: S310 - torchvision's own
         ):
-            while block := answer.read(1 << 20):
+            size = int(answer.headers.get("Content-Length", 0)) or None
+            watcher(name, 0, size)
+            while block := answer.read1(_BLOCK_BYTES):  # waits for no more than comes at once
                 total.update(block)
                 out.write(block)
-        promised = re.search(r"-([0-9a-f]{8,})\.", file_name(url))
+                watcher(name, out.tell(), size)
+        promised = re.search(r"-([0-9a-f]{8,})\.", name)
         if promised and not total.hexdigest().startswith(promised.group(1)):
             raise ValueError("the file that came does not have the hash in its name")
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _nobody(_name: str, _done: int, _size: int | None) -> None:
+    """Let a download go on that nobody follows."""

@@ -1,6 +1,7 @@
 import argparse
 import hashlib
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -268,6 +269,30 @@ def test_download_checks_the_hash_in_the_name(server: str, tmp_path: Path) -> No
     with pytest.raises(OSError, match="404"):
         hub.download(f"{server}/absent.pth", str(here / "absent.pth"))
     assert {p.name for p in here.iterdir()} == {name, "plain.pth"}
+
+
+def test_a_download_can_be_followed_and_ended(server: str, tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    (tmp_path / "there" / "net.pth").write_bytes(content)
+    target = tmp_path / "here" / "net.pth"
+    told: list[tuple[str, int, int | None]] = []
+
+    def enough(name: str, done: int, size: int | None) -> None:
+        told.append((name, done, size))
+        if done > 1_000_000:
+            raise ZeroDivisionError
+
+    with hub.watched(enough), pytest.raises(ZeroDivisionError):
+        hub.download(f"{server}/net.pth", str(target))
+    assert told[0] == ("net.pth", 0, 3_000_000)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert 1_000_000 < told[-1][1] < 2_000_000
+    assert list(target.parent.iterdir()) == []
+    told.clear()
+    with hub.watched(lambda *word: told.append(word)):
+        hub.download(f"{server}/net.pth", str(target))
+    assert told[-1] == ("net.pth", 3_000_000, 3_000_000)
+    assert target.read_bytes() == content
 
 
 @pytest.fixture
