@@ -68,8 +68,6 @@ class Extracted:
     seconds
         ``read``, ``hash``, ``decode`` in the loader's threads, added up; ``wait`` for them,
         ``model`` (building the engine) and ``forward`` in this thread; ``total``.
-    n_forward
-        Images that went into a forward pass.
     """
 
     reads: list[Read] = field(default_factory=list)
@@ -77,7 +75,6 @@ class Extracted:
     digests: list[bytes] = field(default_factory=list)
     vectors: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     seconds: dict[str, float] = field(default_factory=dict)
-    n_forward: int = 0
 
 
 def extract(  # noqa: PLR0913 - each is one plain thing of the caller's
@@ -209,7 +206,6 @@ class _Job:
         for i, failure in faults.items():
             self._fail(batch[i], failure)
         self.result.digests += [self._settle(batch[i]) for i in good]
-        self.result.n_forward += len(batch)
         self._vectors.append(vectors[good])
         self._progress(len(batch), len(faults))
 
