@@ -11,11 +11,10 @@ second one out of that folder: a temporary server then works in a folder that is
 
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -37,7 +36,7 @@ from flows.server_process import (
     wait_until_up,
 )
 from storage.home import make_dir, write_durably
-from storage.owner import Owner, is_alive, this_process
+from storage.owner import Owner, is_alive, process, this_process
 
 if TYPE_CHECKING:
     from flows.settings import Settings
@@ -129,16 +128,15 @@ def up(settings: "Settings", say: Say = nobody) -> str:
             ) from None
         start = Start(folder, free_port(PORTS), tied=False)
         say("starting Prefect's server (5-40 s)")
-        process = launch(start, lock)
-        owner = replace(this_process(), pid=process.pid, process_start=_start_of(process.pid))
-        _remember(settings.home, Server(start.url, owner))
+        launched = launch(start, lock)
+        _remember(settings.home, Server(start.url, process(launched.pid)))
         try:
-            wait_until_up(start, process)
+            wait_until_up(start, launched)
         except BaseException:
-            end(process)
+            end(launched)
             _forget(settings.home)
             raise
-        process.returncode = 0  # it lives on: not ours to wait for
+        launched.returncode = 0  # it lives on: not ours to wait for
     return f"Prefect's server runs: {start.url.removesuffix('/api')} (log: {folder}/{LOG})"
 
 
@@ -204,9 +202,9 @@ def temporary_server(home: str, say: Say = nobody, stop: Event | None = None) ->
             )
         start = Start(folder, free_port(), SMALL)
         say("starting a temporary Prefect server (10-30 s); `lookalike up` starts one that stays")
-        process = launch(start, lock)
-        stack.callback(end, process)
-        wait_until_up(start, process, stop)
+        launched = launch(start, lock)
+        stack.callback(end, launched)
+        wait_until_up(start, launched, stop)
         yield start.url
 
 
@@ -241,11 +239,3 @@ def _remember(home: str, server: Server) -> None:
 def _forget(home: str) -> None:
     with suppress(FileNotFoundError):
         os.unlink(os.path.join(home, "prefect", REMEMBERED))
-
-
-def _start_of(pid: int) -> str:
-    """Return when a process began, as `Owner.process_start` has it."""
-    if not sys.platform.startswith("linux"):  # pragma: no cover - the system does not say
-        return ""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()[19].decode("ascii")

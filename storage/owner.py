@@ -32,10 +32,14 @@ class Owner:
 
 def this_process() -> Owner:
     """Return this process as an owner."""
+    return process(os.getpid())
+
+
+def process(pid: int) -> Owner:
+    """Return a process that this one can see by its number as an owner."""
     boot = ""
     with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    pid = os.getpid()
     return Owner(platform.node(), boot, pid, _start_and_state(pid)[0])
 
 
