@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from flows.progress import counted
 from storage.catalog import Catalog
 from storage.chunks import Chunk, Scope, claim_chunk, pending_elsewhere
 from storage.runs import Lease, reap
@@ -36,12 +37,12 @@ class ChunkSize:
 
 @dataclass
 class Claiming:
-    """A run's way through what is pending in one space, of some roots or of all."""
+    """A run's way through what is pending in one space, of some roots."""
 
     catalog: Catalog
     lease: Lease
     space: SpaceInfo
-    scope: Scope | None
+    scope: Scope
     size: ChunkSize
     stop: threading.Event
     say: Callable[[str], None]
@@ -80,7 +81,7 @@ class Claiming:
         held = self._elsewhere()
         if not held:
             return False
-        self.say(f"waiting for {held:,} files that another run is working on")
+        self.say(f"waiting for {counted(held, 'file')} that another run is working on")
         while held and not self.stop.wait(POLL_S):
             reap(self.catalog)
             before, held = held, self._elsewhere()

@@ -21,7 +21,8 @@ from flows.spaces import SpaceChoice
 
 FAMILIES = 36
 CHANGED = ("family-000/dark.jpg", "family-001/dark.jpg", "family-002/dark.jpg")
-DATA = "LOOKALIKE_DATA"
+DATA = os.environ.get("LOOKALIKE_DATA") or os.path.join(os.pardir, "shared", "data")
+"""Where photos and weights are looked for, as CONTRIBUTING says."""
 T = TypeVar("T")
 
 
@@ -38,40 +39,44 @@ def main(folder: str = "demo") -> int:
     )
     from flows.server import api
 
-    with Progress() as progress, ExitStack() as stack:
-        server = api(home, progress.note)  # one server for both runs
+    with ExitStack() as stack:
+        server = api(home, lambda line: click.echo(line, err=True))  # one server for both runs
         _timed(times, "start Prefect", lambda: stack.enter_context(server))
-        first, second = _index_twice(options, progress, pictures, times)
+        first, second = _index_twice(options, pictures, times)
     right = _search(home, pictures, os.path.join(folder, "sheet.png"), times)
     _say("\nSeconds: " + ", ".join(f"{name} {spent:.1f}" for name, spent in times.items()))
     return 0 if (first.extracted, second.extracted) == (drawn, len(CHANGED)) and right else 1
 
 
 def _weights() -> str:
-    data = os.environ.get(DATA) or os.path.join(os.pardir, "shared", "data")
-    path = os.path.join(data, "weights", "resnet18.pth")
+    path = os.path.join(DATA, "weights", "resnet18.pth")
     if os.path.exists(path):
         _say(f"Weights: {path}")
         return os.path.abspath(path)
-    _say(f"Weights: seeded random ones; offline, and without {DATA}, there are no trained ones.")
+    _say(f"Weights: seeded random ones: no {path}; LOOKALIKE_DATA says where else to look.")
     _say("Random weights tell families apart by colour and texture, and know nothing of things.")
     return "random:0"
 
 
 def _index_twice(
-    options: IndexOptions, progress: Progress, pictures: str, times: dict[str, float]
+    options: IndexOptions, pictures: str, times: dict[str, float]
 ) -> tuple[Report, Report]:
-    from flows.run import run
-
     _say(f"\n$ lookalike index {pictures} --prefect")
-    first = _timed(times, "index", lambda: run(options, progress, prefect="always"))
+    first = _timed(times, "index", lambda: _index(options))
     _say(first.to_text())
     for name in CHANGED:
         _change(os.path.join(pictures, name))
     _say(f"\nChanged {len(CHANGED)} pictures.\n$ lookalike index --prefect")
-    second = _timed(times, "index again", lambda: run(options, progress, prefect="always"))
+    second = _timed(times, "index again", lambda: _index(options))
     _say(second.to_text())
     return first, second
+
+
+def _index(options: IndexOptions) -> Report:
+    from flows.run import run
+
+    with Progress() as progress:
+        return run(options, progress, prefect="always")
 
 
 def _change(path: str) -> None:

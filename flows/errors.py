@@ -4,6 +4,7 @@
 
     FlowError            2  what was asked for can't be done as asked
     └── SettingsError    2  a setting has a wrong value, or an unknown name
+    Stopped            130  a step was left because the run is to stop; no trouble
 """
 
 
@@ -15,3 +16,9 @@ class FlowError(Exception):
 
 class SettingsError(FlowError):
     """A setting has a wrong value or an unknown name; the message says where it was found."""
+
+
+class Stopped(Exception):
+    """A step was left in its middle because the run is to stop; what was finished is kept."""
+
+    exit_code = 130

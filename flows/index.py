@@ -27,20 +27,14 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from flows.artifacts import ProgressArtifact, publish_report
 from flows.call import Call, carrying_out, current_call
+from flows.extraction import extract_step
 from flows.job import run_index
+from flows.orders import ChunkOrder, PublishOrder, ScanOrder
 from flows.parameters import options_for, safe
 from flows.progress import Progress
 from flows.report import Report
 from flows.signals import stop_on_signals
-from flows.worker import (
-    ChunkOrder,
-    PublishOrder,
-    ScanOrder,
-    clear_bench,
-    extract_step,
-    publish_step,
-    scan_step,
-)
+from flows.worker import clear_bench, publish_step, scan_step
 
 FAILS = (7, 5, 4)
 """Exit codes that make a failed run of a flow."""
@@ -75,7 +69,7 @@ def scan(root: str, order: ScanOrder) -> dict[str, Any]:
     return scan_step(order)
 
 
-@task(name="extract", task_run_name="chunk {number}", **TASK)
+@task(name="extract_chunk", task_run_name="chunk {number}", **TASK)
 def extract_chunk(number: int, order: ChunkOrder) -> dict[str, Any]:
     """Extract and commit one chunk."""
     return extract_step(order)

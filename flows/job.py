@@ -4,40 +4,28 @@
 ``Steps`` it was given, plain threads here or Prefect tasks in ``flows.index``.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from flows.claiming import ChunkSize, Claiming
-from flows.progress import Progress
+from flows.errors import Stopped
+from flows.extraction import give_back_chunk
+from flows.orders import ChunkOrder, Place, PublishOrder
+from flows.progress import Progress, counted
 from flows.report import Report
+from flows.scanning import chosen_roots, scan_roots
 from flows.spaces import SpaceChoice, disk_needed_bytes, find_spaces, make_space
 from flows.steps import Steps
-from flows.worker import (
-    Bench,
-    ChunkOrder,
-    Place,
-    PublishOrder,
-    ScanOrder,
-    bench_for,
-    give_back_chunk,
-)
+from flows.worker import Bench, bench_for
 from storage.catalog import Catalog
 from storage.chunks import Scope, pending_counts
 from storage.cleanup import delete_old_files
-from storage.errors import (
-    DiskFull,
-    LeaseHeld,
-    ManifestError,
-    RootError,
-    RootUnavailable,
-    StorageError,
-)
+from storage.errors import DiskFull, LeaseHeld, StorageError
 from storage.home import free_bytes
 from storage.publish import publish_due
-from storage.roots import RootInfo, add_root, find_root, list_roots
+from storage.roots import RootInfo
 from storage.runs import Heartbeat, Lease, finish_run, reap, start_run
 from storage.spaces import SpaceInfo
 
@@ -93,6 +81,7 @@ def run_index(options: IndexOptions, *, steps: Steps, progress: Progress) -> Rep
     bench = bench_for(options.home, options.catalog_url)
     catalog = bench.catalog
     bench.on_image, bench.on_scan = progress.advance, progress.scanning
+    bench.on_download = progress.downloading
     started = time.perf_counter()
     reap(catalog)
     roots = chosen_roots(catalog, options)
@@ -103,7 +92,8 @@ def run_index(options: IndexOptions, *, steps: Steps, progress: Progress) -> Rep
     try:
         with Heartbeat(catalog, lease):
             job = Job(options, steps, progress, bench, place, report)
-            _work(job, roots)
+            with suppress(Stopped):
+                _work(job, roots)
         state = "interrupted" if job.stopped else "done"
     finally:
         report.interrupted = bench.stop.is_set()
@@ -121,53 +111,23 @@ def _close_run(catalog: Catalog, lease: Lease, state: str, report: Report) -> No
         report.warnings.append(str(error))
 
 
-def chosen_roots(catalog: Catalog, options: IndexOptions) -> list[RootInfo]:
-    """Return the roots to scan; those named for the first time are registered.
-
-    A known root need not be there now: that is for the scan to say.
-    """
-    if not options.roots:
-        return list_roots(catalog)
-    paths = [os.fsencode(root) for root in options.roots]
-    return [
-        _known(catalog, path, options) or add_root(catalog, path, excludes=options.excludes)
-        for path in paths
-    ]
-
-
-def _known(catalog: Catalog, path: bytes, options: IndexOptions) -> RootInfo | None:
-    if options.excludes:
-        return None
-    try:
-        return find_root(catalog, path)
-    except RootError:
-        return None
-
-
 def _work(job: Job, roots: list[RootInfo]) -> None:
     with _spent(job, "scan"):
-        for root in roots:
-            if not job.stopped:
-                _scan(job, root)
-    for space in _spaces(job):
-        if not job.stopped:
-            scope = [(root.id, root.under) for root in roots] if job.options.roots else None
+        scope = scan_roots(job, roots)
+    all_scanned = not job.stopped
+    spaces = _spaces(job)
+    for space in spaces:
+        if scope and not job.stopped:
             _extract(job, space, scope)
         if not job.stopped:
             _publish(job, space)
-    if job.report.extracted or job.report.index:  # what a working run leaves, a later one clears
+    if job.stopped and all_scanned:
+        left = [pending_counts(job.catalog, space, scope).total for space in spaces]
+        job.report.pending = sum(left)
+    elif not job.stopped and (
+        job.report.extracted or job.report.index
+    ):  # what this run leaves, a later one clears
         delete_old_files(job.catalog, job.place.lease)
-
-
-def _scan(job: Job, root: RootInfo) -> None:
-    job.progress.scanning(root.display, 0)
-    order = ScanOrder(job.place, root, job.options.confirm_missing)
-    try:
-        job.report.add_scan(job.steps.scan(order).result())
-    except (RootUnavailable, ManifestError) as error:
-        job.report.add_unavailable(root.display, str(error))
-    except LeaseHeld as error:
-        job.report.add_held(root.display, str(error))
 
 
 def _spaces(job: Job) -> list[SpaceInfo]:
@@ -175,7 +135,7 @@ def _spaces(job: Job) -> list[SpaceInfo]:
     found = find_spaces(job.catalog, choice)
     if not found and not job.stopped:
         job.progress.note("loading the model")
-        with _spent(job, "model"):
+        with _spent(job, "model"), job.bench.fetching():
             space, model = make_space(job.catalog, choice)
         job.bench.models[space.id] = model
         found = [space]
@@ -188,7 +148,7 @@ def _spaces(job: Job) -> list[SpaceInfo]:
     return found
 
 
-def _extract(job: Job, space: SpaceInfo, scope: Scope | None) -> None:
+def _extract(job: Job, space: SpaceInfo, scope: Scope) -> None:
     with _spent(job, "plan"):
         pending = pending_counts(job.catalog, space, scope)
     if not pending.total:
@@ -210,14 +170,14 @@ def _extract(job: Job, space: SpaceInfo, scope: Scope | None) -> None:
             with suppress(StorageError):  # the first trouble is the one to tell
                 give_back_chunk(order)
             raise
-        job.report.add_chunk(result)
+        if result:
+            job.report.add_chunk(result)
 
 
 def _check_disk(job: Job, space: SpaceInfo, images: int) -> None:
     needed, free = disk_needed_bytes(space, images), free_bytes(job.options.home)
-    job.progress.note(
-        f"{images:,} files to read for space '{space.name}': at most {needed / 1e6:,.1f} MB of disk"
-    )
+    files, disk = counted(images, "file"), f"{needed / 1e6:,.1f} MB of disk"
+    job.progress.note(f"{files} to read for space '{space.name}': at most {disk}")
     if needed > free:
         raise DiskFull(
             f"{images:,} images need about {needed / 1e9:.2f} GB in {job.options.home}, "
@@ -229,11 +189,12 @@ def _publish(job: Job, space: SpaceInfo) -> None:
     reason = "requested" if job.options.index_spec else publish_due(job.catalog, space)
     if reason is None:
         return
-    job.progress.publishing(f"index of '{space.name}' ({reason})")
+    job.progress.publishing(space.name, reason)
     order = PublishOrder(job.place, space.name, job.options.index_spec)
     with _spent(job, "publish"):
         try:
-            job.report.index = job.steps.publish(order).result()
+            made = job.steps.publish(order).result()
+            job.report.index = made or job.report.index
         except LeaseHeld as error:  # whoever has it publishes; the tail serves until then
             job.report.warnings.append(str(error))
 

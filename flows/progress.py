@@ -1,8 +1,10 @@
 """Progress on stderr: bars on a terminal, a line every 10 s elsewhere, nothing where asked."""
 
+import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Literal, Self
 
@@ -12,6 +14,14 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 10.0
 """Least time before the first plain line and between two: a log file stays readable."""
+SHOW_CURSOR = b"\x1b[?25h\n"
+BECAUSE = {
+    "first": "it has none yet",
+    "tail": "many vectors are newer than it",
+    "dead": "many of its vectors are dead",
+    "requested": "as requested",
+}
+"""What each reason for publishing an index means, in a few words."""
 
 Kind = Literal["auto", "bars", "lines", "silent"]
 
@@ -69,35 +79,51 @@ class Progress:
                 self._bars.stop()
                 self._bars = None
 
+    def abandon(self) -> None:
+        """Give the terminal its cursor back, for a process that ends at once: takes no lock."""
+        if self._bars is not None:
+            with suppress(OSError, ValueError):
+                os.write(self.stream.fileno(), SHOW_CURSOR)
+
     def scanning(self, root: str, n: int) -> None:
         """Say that ``n`` files of a root were seen so far."""
+        said = counted(n, "file")
+        self._show(f"scan {root}", n, None, said, f"scanning {root}: {said}")
+
+    def scanned(self, root: str, n: int | None) -> None:
+        """Say that a scan has ended, with ``n`` files; None where it says nothing of the root."""
         with self._lock:
             if self._bars is not None:
-                self._update(self._bars, f"scan {root}", None, n)
-            else:
-                self._line(f"scanning {root}: {n} files")
+                self._update(self._bars, f"scan {root}", n or 0, n or 0, counted(n or 0, "file"))
+                if n is None:
+                    self._hide(self._bars, f"scan {root}")
 
-    def pending(self, total: int) -> None:
-        """Say how many images are to be read in all; the rate counts from the first call."""
+    def downloading(self, name: str, done: int, size: int | None) -> None:
+        """Say how many bytes of a file of weights have come; ``size`` is None where unknown."""
+        whole = f"{size / 1e6:,.1f} MB" if size else "of unknown size"
+        if not done:
+            self.note(f"downloading {name} ({whole})")
+        said = f"{done / 1e6:,.1f} MB of {whole}" if size else f"{done / 1e6:,.1f} MB"
+        self._show(f"download {name}", done, size, said, f"downloading {name}: {said}")
+
+    def pending(self, more: int) -> None:
+        """Say that ``more`` images are to be read now; the rate counts from the first call."""
         with self._lock:
-            self.total = total
+            self.total = self.done + more
             self._started = self._started or time.monotonic()
             if self._bars is not None:
-                self._update(self._bars, "images", total, self.done)
+                self._update(self._bars, "images", self.done, self.total, self._state())
 
     def advance(self, n: int = 1, failed: int = 0) -> None:
         """Count ``n`` more images as done, ``failed`` of them without a vector."""
         with self._lock:
             self.done += n
             self.failed += failed
-            if self._bars is not None:
-                self._update(self._bars, "images", self.total, self.done)
-            else:
-                self._line(self._state())
+            self._show("images", self.done, self.total, self._state(), self._state("images"))
 
-    def publishing(self, text: str) -> None:
-        """Say that an index is being built."""
-        self.note(f"building the index: {text}" if text else "building the index")
+    def publishing(self, space: str, reason: str) -> None:
+        """Say that the index of a space is being built, and why."""
+        self.note(f"building the index of '{space}': {BECAUSE.get(reason, reason)}")
 
     def note(self, line: str) -> None:
         """Write one line above the bars; silent kinds keep it to themselves."""
@@ -107,22 +133,37 @@ class Progress:
             elif self.kind == "lines":
                 self._write(line)
 
-    def _state(self) -> str:
+    def _state(self, what: str = "") -> str:
         elapsed = max(time.monotonic() - self._started, 1e-9)
         rate = self.done / elapsed if self._started else 0.0
         left = max(self.total - self.done, 0)
-        line = f"{self.done} of {self.total} images, {rate:.1f}/s"
+        of = f"{self.done:,} of {self.total:,} {what}".rstrip()
+        said = [of, f"{rate:,.1f}/s"]
         if rate and left:
-            line += f", {duration(left / rate)} left"
-        return line + (f", {self.failed} failed" if self.failed else "")
+            said.append(f"{duration(left / rate)} left")
+        if self.failed:
+            said.append(f"{self.failed:,} failed")
+        return ", ".join(said)
 
-    def _update(self, bars: "Bars", name: str, total: int | None, done: int) -> None:
+    def _show(self, name: str, done: int, total: int | None, said: str, line: str) -> None:
+        """Move a bar, or write a line where one is due."""
+        with self._lock:
+            if self._bars is not None:
+                self._update(self._bars, name, done, total, said)
+            else:
+                self._line(line)
+
+    def _update(self, bars: "Bars", name: str, done: int, total: int | None, said: str) -> None:
         from rich.progress import TaskID
 
         if name not in self._tasks:
-            self._tasks[name] = bars.add_task(name, total=total, failed="")
-        failed = f"{self.failed} failed" if self.failed and total is not None else ""
-        bars.update(TaskID(self._tasks[name]), total=total, completed=done, failed=failed)
+            self._tasks[name] = bars.add_task(name, total=total, said="")
+        bars.update(TaskID(self._tasks[name]), total=total, completed=done, said=said)
+
+    def _hide(self, bars: "Bars", name: str) -> None:
+        from rich.progress import TaskID
+
+        bars.update(TaskID(self._tasks[name]), visible=False)
 
     def _line(self, line: str) -> None:
         now = time.monotonic()
@@ -147,30 +188,18 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
-def _bars(console: "Console") -> "Bars":
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
+def counted(n: int, one: str, many: str = "") -> str:
+    """Return a number of things for people: ``1 file``, ``1,200 files``."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
 
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f}/s" if speed else "")
+
+def _bars(console: "Console") -> "Bars":
+    from rich.progress import BarColumn, Progress, TextColumn
 
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]}", markup=False),
+        TextColumn("{task.fields[said]}", markup=False),
         console=console,
         transient=True,
     )

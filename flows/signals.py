@@ -23,6 +23,7 @@ def stop_on_signals(options: IndexOptions, progress: Progress) -> Iterator[None]
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
+            progress.abandon()
             os._exit(INTERRUPTED)
         stop.set()
         progress.note("stopping: finished images are kept; once more to leave at once")

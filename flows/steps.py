@@ -3,21 +3,19 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
-from flows.worker import (
-    ChunkOrder,
-    PublishOrder,
-    ScanOrder,
-    extract_step,
-    publish_step,
-    scan_step,
-)
+from flows.extraction import extract_step
+from flows.orders import ChunkOrder, PublishOrder, ScanOrder
+from flows.worker import publish_step, scan_step
 
 
 class Handle(Protocol):
     """A step under way."""
 
     def result(self) -> dict[str, Any]:
-        """Wait for the step and return what it returned, or raise what it raised."""
+        """Wait for the step and return what it returned, or raise what it raised.
+
+        What it returned is empty where a stop has ended it in its middle.
+        """
 
 
 class Steps(Protocol):

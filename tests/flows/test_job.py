@@ -1,9 +1,12 @@
 """The whole job in this process: scan, extract, commit, publish; each case on a real tree."""
 
+import http.server
 import os
 import shutil
 import threading
 import time
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from PIL import Image, ImageOps
@@ -24,7 +27,7 @@ from storage.home import Home
 from storage.roots import list_roots
 from storage.runs import claim, finish_run, start_run
 from storage.spaces import get_space, list_spaces
-from storage.tables import Claim, Failure, File, Generation, Run, Vector
+from storage.tables import Claim, Failure, File, Generation, Root, Run, Space, Vector
 
 TINY = SpaceChoice(model="resnet18", weights="random:0")
 
@@ -171,6 +174,48 @@ def test_a_root_that_is_gone_changes_nothing_and_the_others_go_on(options, tree,
     assert count(options, File, File.state == "live") == 3 * len(VARIATIONS)
 
 
+def test_nothing_of_a_root_that_cannot_be_scanned_is_extracted(options, tree, tmp_path):
+    other = tmp_path / "more"
+    draw_families(str(other), 1, seed=9)
+    go(options, roots=(str(tree), str(other)))  # too fresh to be trusted: pending again
+    for path in tree.rglob("*.*"):
+        path.unlink()
+    before = files_under(options, tree)
+    report = go(options, roots=())
+    assert report.exit_code() == 4
+    assert report.failed == 0
+    assert report.touched == len(VARIATIONS)  # the other root went on
+    assert files_under(options, tree) == before
+    assert count(options, Failure) == 0
+    shutil.rmtree(other)
+    other.mkdir()
+    report = go(options, roots=(str(tree), str(other)))
+    assert (report.exit_code(), report.failed, report.touched) == (4, 0, 0)
+
+
+def files_under(options, root):
+    query = select(File).join(Root, Root.id == File.root_id).where(Root.path == os.fsencode(root))
+    columns = File.__table__.columns.keys()
+    with opened(options) as catalog, catalog.read() as conn:
+        rows = conn.execute(query.with_only_columns(*(getattr(File, name) for name in columns)))
+        return sorted(map(tuple, rows))
+
+
+def test_pending_files_of_a_root_in_other_hands_are_left_to_them(options, monkeypatch):
+    import flows.worker
+
+    go(options)  # too fresh to be trusted: pending again
+    monkeypatch.setattr(flows.worker, "ROOT_WAIT_S", 0.2)
+    with opened(options, write=True) as catalog:
+        other = start_run(catalog, "index")
+        claim(catalog, other, "root", list_roots(catalog)[0].id)
+        report = go(options, roots=(), index_spec="Flat")
+        finish_run(catalog, other, "done")
+    assert (report.exit_code(), report.touched) == (6, 0)
+    assert report.index["factory"] == "Flat"  # what is there is published all the same
+    assert go(options).touched == 2 * len(VARIATIONS)
+
+
 def test_a_second_model_is_a_space_beside_the_first(options):
     go(options)
     report = go(options, choice=SpaceChoice(model="squeezenet1_0", weights="random:1"))
@@ -211,6 +256,152 @@ def test_a_stop_keeps_what_is_finished_and_gives_the_rest_back(options):
     assert count(options, Vector) == report.extracted
     rest = go(options, roots=())
     assert rest.extracted == 2 * len(VARIATIONS) - report.extracted
+
+
+class Noting(Progress):
+    """Keeps what is said, and stops the run at a word."""
+
+    def __init__(self, stop=None, at=""):
+        super().__init__("silent")
+        self.said = []
+        self.stop, self.at = stop, at
+
+    def note(self, line):
+        self.said.append(line)
+        if self.stop is not None and self.at in line:
+            self.stop.set()
+
+
+def stopped_at(options, at):
+    """Run until ``at`` is said, and stop there."""
+    progress = Noting(bench_for(options.home, options.catalog_url).stop, at)
+    try:
+        with PlainSteps() as steps:
+            return run_index(options, steps=steps, progress=progress)
+    finally:
+        clear_bench(options.home, options.catalog_url)
+
+
+def test_a_stop_in_a_scan_ends_it_between_two_files(options, tree):
+    settle()
+    go(options)
+    (tree / "more.jpg").write_bytes(b"x")
+    before = files_under(options, tree)
+    bench = bench_for(options.home, options.catalog_url)
+
+    class Stopping(Progress):
+        def scanning(self, root, n):
+            bench.stop.set()
+
+    with PlainSteps() as steps:
+        report = run_index(options, steps=steps, progress=Stopping("silent"))
+    clear_bench(options.home, options.catalog_url)
+    assert report.exit_code() == 130
+    assert (report.scanned, report.roots, report.troubles, report.pending) == (0, [], {}, 0)
+    assert files_under(options, tree) == before
+    assert count(options, Claim) == 0
+    assert count(options, Run, Run.state == "interrupted") == 1
+    assert go(options).new == 1
+
+
+def test_a_stop_while_the_index_is_built_leaves_the_former_one(options):
+    first = go(options)
+    report = stopped_at(replace(options, index_spec="Flat"), "building the index")
+    assert report.exit_code() == 130
+    assert report.index is None
+    assert count(options, Generation) == 1
+    assert count(options, Claim) == 0
+    with opened(options) as catalog:
+        folder = catalog.home.index_dir(get_space(catalog, None).fingerprint)
+    assert len(os.listdir(folder)) == 2
+    assert go(options, index_spec="Flat").index["generation"] > first.index["generation"]
+
+
+def test_an_interrupted_run_says_how_many_files_are_left(options):
+    report = stopped_at(options, "to read for space")
+    assert (report.extracted, report.pending) == (0, 2 * len(VARIATIONS))
+    assert f"{2 * len(VARIATIONS)} files left" in report.to_text().splitlines()[0]
+
+
+class Trickle(http.server.BaseHTTPRequestHandler):
+    """Sends a file of weights that takes an hour."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "44000000")
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(36_000):
+                self.wfile.write(b"x" * 1000)
+                time.sleep(0.1)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def slow_weights(monkeypatch, tmp_path):
+    """Let the published weights of resnet18 come from a server that takes its time."""
+    from torchvision.models import ResNet18_Weights
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    member = ResNet18_Weights.IMAGENET1K_V1
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Trickle) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/resnet18-f37072fd.pth"
+        monkeypatch.setattr(member, "_value_", replace(member.value, url=url))
+        yield tmp_path / "torch" / "hub" / "checkpoints"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_stop_during_a_download_ends_it_at_once(options, slow_weights):
+    bench = bench_for(options.home, options.catalog_url)
+    timer = threading.Timer(3.0, bench.stop.set)
+    progress = Noting()
+    timer.start()
+    choice = SpaceChoice(model="resnet18", weights="IMAGENET1K_V1")
+    try:
+        with PlainSteps() as steps:
+            report = run_index(replace(options, choice=choice), steps=steps, progress=progress)
+        timer.join()
+        stopped = time.monotonic()
+    finally:
+        clear_bench(options.home, options.catalog_url)
+    assert time.monotonic() - stopped < 5
+    assert "downloading resnet18-f37072fd.pth (44.0 MB)" in progress.said
+    assert (report.exit_code(), report.failed, report.troubles) == (130, 0, {})
+    assert list(slow_weights.iterdir()) == []
+    assert count(options, Run, Run.state == "interrupted") == 1
+
+
+def test_a_stop_while_a_chunk_fetches_its_model_gives_the_chunk_back(options, slow_weights):
+    choice = SpaceChoice(model="resnet18", weights="random:0")
+    go(options, choice=choice)
+    with opened(options, write=True) as catalog, catalog.write() as conn:
+        request = {"model": "resnet18", "layer": None, "weights": "IMAGENET1K_V1"}
+        conn.execute(update(Space).values(request=request))
+    mirror(os.path.join(options.roots[0], "family-000", "dark.jpg"))
+    report = stopped_at(replace(options, choice=choice), "downloading resnet18")
+    # The note comes from the step's own thread, in the middle of the chunk.
+    assert (report.exit_code(), report.failed, report.extracted) == (130, 0, 0)
+    assert report.pending > 0
+    assert count(options, Claim) == 0
+    assert list(slow_weights.iterdir()) == []
+
+
+def test_a_run_that_only_publishes_says_so(options):
+    settle()
+    go(options)
+    go(options)
+    report = go(options, roots=(), index_spec="Flat")
+    assert report.to_text().startswith("Done: 0 images extracted into space resnet18-avgpool")
+    assert report.index["space"] == "resnet18-avgpool"
+    assert "Flat, 18 vectors" in report.to_text()
 
 
 def test_a_run_waits_for_what_another_live_run_has_claimed(options):

@@ -1,0 +1,61 @@
+"""Which roots a run scans, and what becomes of each of them."""
+
+import os
+from typing import TYPE_CHECKING
+
+from flows.orders import ScanOrder
+from storage.catalog import Catalog
+from storage.errors import LeaseHeld, ManifestError, RootError, RootUnavailable
+from storage.roots import RootInfo, add_root, find_root, list_roots
+
+if TYPE_CHECKING:
+    from flows.job import IndexOptions, Job
+
+
+def chosen_roots(catalog: Catalog, options: "IndexOptions") -> list[RootInfo]:
+    """Return the roots to scan; those named for the first time are registered.
+
+    A known root need not be there now: that is for the scan to say.
+    """
+    if not options.roots:
+        return list_roots(catalog)
+    paths = [os.fsencode(root) for root in options.roots]
+    return [
+        _known(catalog, path, options) or add_root(catalog, path, excludes=options.excludes)
+        for path in paths
+    ]
+
+
+def _known(catalog: Catalog, path: bytes, options: "IndexOptions") -> RootInfo | None:
+    if options.excludes:
+        return None
+    try:
+        return find_root(catalog, path)
+    except RootError:
+        return None
+
+
+def scan_roots(job: "Job", roots: list[RootInfo]) -> list[int | tuple[int, bytes]]:
+    """Scan one root after the other; return the scope of those that could be scanned.
+
+    Nothing of the others may change: their files are not there, or in other hands.
+    """
+    scanned = [root for root in roots if not job.stopped and _scan(job, root)]
+    return [(root.id, root.under) if root.under else root.id for root in scanned]
+
+
+def _scan(job: "Job", root: RootInfo) -> bool:
+    """Scan a root, and return whether it was scanned to its end."""
+    job.progress.scanning(root.display, 0)
+    order = ScanOrder(job.place, root, job.options.confirm_missing)
+    found = None
+    try:
+        found = job.steps.scan(order).result()
+    except (RootUnavailable, ManifestError) as error:
+        job.report.add_unavailable(root.display, str(error))
+    except LeaseHeld as error:
+        job.report.add_held(root.display, str(error))
+    job.progress.scanned(root.display, found["scanned"] if found else None)
+    if found:
+        job.report.add_scan(found)
+    return bool(found)
