@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from flows.progress import counted
+from flows.wording import BUT, STAGES, THREADS, TOO_SHORT, WHY
 
 EDITED = ("size", "mtime", "ctime", "inode")
 """Reasons of files that were known and look different now."""
@@ -11,37 +14,8 @@ EDITED = ("size", "mtime", "ctime", "inode")
 EXIT_ORDER = (130, 5, 7, 4, 6, 3)
 """Which exit code wins where several apply."""
 
-WHY = {
-    "new": "new",
-    "size": "size differs",
-    "mtime": "modification time differs",
-    "ctime": "status changed though size and time are the same",
-    "inode": "another file stands in its place",
-    "racy": "too young when last read to be trusted",
-    "missing": "gone",
-    "back": "back again",
-    "excluded": "excluded now",
-}
-"""What each reason of a scan means, in a few words."""
-
-STAGES = {
-    "scan": "Walking the roots limits this run: most of its time went into looking for changes.",
-    "plan": "Counting what is pending limits this run.",
-    "model": "Loading the network limits this run: there was little else to do.",
-    "wait": "Reading and decoding limit this run: more --workers or faster disks would help.",
-    "forward": "The forward pass limits this run: another --device would help, more threads not.",
-    "write": "Writing vectors limits this run: a faster disk under the home would help.",
-    "commit": "Committing to the catalog limits this run: a faster disk under it would help.",
-    "publish": "Building the index limits this run.",
-}
-"""Stages that follow each other, and what to say when one takes the most time."""
-
-THREADS = ("read", "hash", "decode")
-"""Stages of the loader's threads, beside those of ``STAGES``: their seconds overlap."""
-
-
 TELLING_S = 2.0
-TOO_SHORT = "The run was too short to tell what limits it."
+"""A shorter run does not tell what limits it."""
 
 
 @dataclass
@@ -65,7 +39,8 @@ class Report:
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds by stage: those of ``STAGES`` follow each other, those of ``THREADS`` overlap."""
     index: dict[str, Any] | None = None
-    """Published index: ``name factory n row_end``; None where none was published yet."""
+    """What this run published: ``space generation factory n row_end size_bytes duration_s``, of
+    the last of several spaces; None where it published nothing."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Files by what the scan said about them."""
     copied: int = 0
@@ -73,7 +48,7 @@ class Report:
     excluded: int = 0
     busy: int = 0
     pending: int = 0
-    """Files whose image still waits for a vector: interrupted, or made by another chunk."""
+    """Files that an interrupted run has left to the next one, where their number is known."""
     failures: dict[str, int] = field(default_factory=dict)
     """Failed images of this run by class."""
     roots: list[dict[str, Any]] = field(default_factory=list)
@@ -98,10 +73,10 @@ class Report:
         self.roots.append({**scan, "reasons": dict(scan["reasons"])})
         if scan["unreadable_count"]:
             where, why = scan["unreadable"][0]
-            n = _count(scan["unreadable_count"], "folder or file", "folders or files")
+            n = counted(scan["unreadable_count"], "folder or file", "folders or files")
             self.warnings.append(f"{n} could not be read and kept their state: {where}: {why}")
         if scan["future"]:
-            n = _count(scan["future"], "file")
+            n = counted(scan["future"], "file")
             self.warnings.append(f"{n} dated in the future: read again on every run until then")
 
     def add_chunk(self, chunk: Mapping[str, Any]) -> None:
@@ -167,20 +142,11 @@ class Report:
         values["troubles"] = {str(code): lines for code, lines in self.troubles.items()}
         return {**values, "exit_code": self.exit_code()}
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the report that ``to_json`` wrote; keys of later versions are passed over."""
-        known = {f.name for f in fields(cls)}
-        kept = {name: value for name, value in values.items() if name in known}
-        troubles = kept.get("troubles", {})
-        kept["troubles"] = {int(code): list(lines) for code, lines in troubles.items()}
-        return cls(**kept)
-
     def to_text(self) -> str:
         """Return the report for a terminal: one line where nothing happened, else about ten."""
         if self._nothing_happened():
-            files = _count(self.scanned, "file")
-            return f"Nothing changed: {files} scanned in {self.duration_s:.1f} s."
+            files = counted(self.scanned, "file")
+            return f"Nothing changed: {files} scanned in {self.duration_s:,.1f} s."
         lines = [self._headline(), self._scan_line(), *self._why_lines(), *self._outcome_lines()]
         lines += [*self._stage_lines(), self._index_line(), self.limits or self.limiting()]
         return "\n".join(line for line in (*lines, *self.warnings) if line)
@@ -194,7 +160,7 @@ class Report:
         if self.failures:
             parts.append(_table(("failure", "images"), self.failures.items()))
         if self.stages:
-            seconds = [(stage, f"{value:.1f}") for stage, value in self.stages.items()]
+            seconds = [(stage, f"{value:,.1f}") for stage, value in self.stages.items()]
             parts.append(_table(("stage", "seconds"), seconds))
         parts += [self._index_line(), self.limits or self.limiting()]
         parts += [f"- {line}" for line in (*self.warnings, *self.trouble_lines())]
@@ -202,21 +168,28 @@ class Report:
 
     def _nothing_happened(self) -> bool:
         done = self.reasons or self.troubles or self.warnings or self.interrupted
-        return not done and not any(n for _, n in self._outcomes())
+        return not (done or self.index) and not any(n for _, n in self._outcomes())
 
     def _headline(self) -> str:
-        how = "Interrupted" if self.interrupted else "Done"
-        rate = f", {self.images_per_s:.1f} images/s" if self.extracted else ""
-        return (
-            f"{how}: {_count(self.extracted, 'image')} extracted into space {self.space or '?'}"
-            f" in {self.duration_s:.1f} s{rate}"
-        )
+        space = f" into space {self.space}" if self.space else ""
+        said = [f"{counted(self.extracted, 'image')} extracted{space} in {self.duration_s:,.1f} s"]
+        if self.extracted:
+            said.append(f"{self.images_per_s:,.1f} images/s")
+        if self.pending:
+            said.append(f"{counted(self.pending, 'file')} left")
+        return f"{self._how()}: {', '.join(said)}"
+
+    def _how(self) -> str:
+        if self.interrupted:
+            return "Interrupted"
+        but = BUT.get(self.exit_code())
+        return f"Done, but {but}" if but else "Done"
 
     def _scan_line(self) -> str:
-        return f"  scanned    {_count(self.scanned, 'file')}, {self.unchanged} unchanged"
+        return f"  scanned    {counted(self.scanned, 'file')}, {self.unchanged:,} unchanged"
 
     def _why_lines(self) -> list[str]:
-        said = [f"{n} {WHY.get(reason, reason)}" for reason, n in self.reasons.items() if n]
+        said = [f"{n:,} {WHY.get(reason, reason)}" for reason, n in self.reasons.items() if n]
         return [f"  because    {', '.join(said)}"] if said else []
 
     def _outcomes(self) -> list[tuple[str, int]]:
@@ -227,22 +200,21 @@ class Report:
             ("copied", self.copied),
             ("touched: same bytes", self.touched),
             ("busy: changed while read, next run reads them", self.busy),
-            ("pending still", self.pending),
             ("failed", self.failed),
         ]
 
     def _outcome_lines(self) -> list[str]:
-        said = [f"{n} {word}" for word, n in self._outcomes() if n]
+        said = [f"{n:,} {word}" for word, n in self._outcomes() if n]
         lines = [f"  outcome    {', '.join(said)}"] if said else []
         if self.failures:
-            classes = ", ".join(f"{n} {name}" for name, n in sorted(self.failures.items()))
+            classes = ", ".join(f"{n:,} {name}" for name, n in sorted(self.failures.items()))
             lines.append(f"  failures   {classes}  (lookalike failures lists them)")
         return lines
 
     def _stage_lines(self) -> list[str]:
         lines = []
         for word, stages in (("seconds", tuple(STAGES)), ("in threads", THREADS)):
-            said = [f"{name} {self.stages[name]:.1f}" for name in stages if name in self.stages]
+            said = [f"{name} {self.stages[name]:,.1f}" for name in stages if name in self.stages]
             if said:
                 lines.append(f"  {word:<11}{', '.join(said)}")
         return lines
@@ -250,21 +222,22 @@ class Report:
     def _index_line(self) -> str:
         if not self.index:
             return ""
-        factory, n = self.index.get("factory", "?"), self.index.get("n", 0)
-        return f"  index      {factory}, {_count(int(n), 'vector')}"
+        several = self.index["space"] != self.space
+        where = f" of space {self.index['space']}" if several else ""
+        return f"  index      {self.index['factory']}, {counted(self.index['n'], 'vector')}{where}"
 
     def trouble_lines(self) -> list[str]:
         """Return the troubles, one line each, the gravest first."""
         return [line for code in EXIT_ORDER for line in self.troubles.get(code, [])]
 
 
-def _count(n: int, one: str, many: str = "") -> str:
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
-
-
 def _table(head: tuple[str, str], rows: Any) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "|---|---:|"]
-    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows)])
+    return "\n".join([*lines, *(f"| {name} | {_cell(value)} |" for name, value in rows)])
+
+
+def _cell(value: int | str) -> str:
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def dump(value: Any) -> str:

@@ -1,9 +1,12 @@
 import json
+import re
 from typing import Any
 
 import pytest
 
-from flows.report import EXIT_ORDER, STAGES, TOO_SHORT, Report, dump
+from flows.report import EXIT_ORDER, Report, dump
+from flows.wording import STAGES, TOO_SHORT, WHY
+from storage.changes import Reason
 
 KEYS = [
     *("run_id", "space", "scanned", "unchanged", "new", "changed", "moved", "touched"),
@@ -45,7 +48,7 @@ def report() -> Report:
     outcomes = {"extracted": 8, "moved": 2, "touched": 3, "copied": 1, "reused": 1, "failed": 2}
     made.add_chunk(chunk(outcomes=outcomes, failures={"truncated": 2}, seconds=SECONDS))
     made.add_chunk(chunk(outcomes={"extracted": 2, "busy": 1}, seconds={"forward": 1.0}))
-    made.index = {"factory": "Flat", "n": 10, "row_end": 10}
+    made.index = {"space": "resnet18-avgpool", "factory": "Flat", "n": 10, "row_end": 10}
     made.finish(5.0)
     return made
 
@@ -64,12 +67,8 @@ def test_counts_follow_scans_and_chunks(report: Report) -> None:
     assert values["limits"] == STAGES["forward"]
 
 
-def test_json_goes_there_and_back(report: Report) -> None:
-    report.add_unavailable("/gone", "the root /gone is missing")
-    text = dump(report.to_json())
-    again = Report.from_json({**json.loads(text), "of_a_later_version": 1})
-    assert again == report
-    assert again.to_json() == report.to_json()
+def test_every_reason_of_a_scan_has_words() -> None:
+    assert set(WHY) == {reason.value for reason in Reason}
 
 
 def test_paths_that_are_not_utf8_survive_json() -> None:
@@ -147,17 +146,64 @@ def test_the_text_says_why_and_stays_short(report: Report) -> None:
         assert said in text
 
 
-def test_an_interrupted_run_says_so(report: Report) -> None:
+def test_an_interrupted_run_says_so_and_what_is_left(report: Report) -> None:
     report.interrupted = True
-    assert report.to_text().startswith("Interrupted: 10 images")
+    assert headline(report).startswith("Interrupted: 10 images")
+    assert "left" not in headline(report)
+    report.pending = 1200
+    assert headline(report).endswith(" in 5.0 s, 2.0 images/s, 1,200 files left")
+    early = Report(interrupted=True)
+    early.finish(0.4)
+    assert headline(early) == "Interrupted: 0 images extracted in 0.4 s"
+
+
+def headline(report: Report) -> str:
+    return report.to_text().splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (4, "Done, but a root is unavailable: 10 images"),
+        (5, "Done, but the store is in trouble: 10 images"),
+        (6, "Done, but another run holds a root: 10 images"),
+        (7, "Done, but too many images failed: 10 images"),
+    ],
+)
+def test_a_run_with_a_trouble_is_not_simply_done(report: Report, code: int, said: str) -> None:
+    report.trouble(code, "x")
+    assert report.exit_code() == code
+    assert headline(report).startswith(said)
+    report.interrupted = True
+    assert headline(report).startswith("Interrupted: ")
 
 
 def test_a_run_with_a_trouble_alone_is_not_called_unchanged() -> None:
     report = Report()
     report.add_unavailable("/q", "gone")
     report.finish(0.5)
-    assert "Nothing changed" not in report.to_text()
-    assert report.to_text().startswith("Done: 0 images extracted into space ?")
+    assert headline(report) == "Done, but a root is unavailable: 0 images extracted in 0.5 s"
+
+
+def test_a_run_that_has_only_published_says_so() -> None:
+    report = Report(space="a, b")
+    report.add_scan(scan(scanned=3, unchanged=3))
+    report.index = {"space": "b", "factory": "Flat", "n": 1234, "row_end": 1234}
+    report.finish(0.5)
+    assert headline(report) == "Done: 0 images extracted into space a, b in 0.5 s"
+    assert "  index      Flat, 1,234 vectors of space b" in report.to_text()
+
+
+def test_numbers_are_written_alike_everywhere() -> None:
+    report = Report(space="s")
+    report.add_scan(scan(scanned=9000, unchanged=4000, reasons={"new": 3000, "line": 2000}))
+    done = {"extracted": 1500, "failed": 1500}
+    report.add_chunk(chunk(outcomes=done, failures={"empty": 1500}, seconds={"scan": 1500.0}))
+    report.finish(1500.0)
+    for text in (report.to_text(), report.to_markdown()):
+        assert re.findall(r"\d{4,}", text) == []
+        for said in ("9,000", "4,000", "3,000", "2,000", "1,500", "1,500.0"):
+            assert said in text
 
 
 def test_unreadable_and_future_files_are_warned_of() -> None:
@@ -183,7 +229,7 @@ def test_one_sentence_says_what_limits(stage: str) -> None:
 def test_markdown_has_a_table_of_each_group(report: Report) -> None:
     report.trouble(4, "gone")
     text = report.to_markdown()
-    assert text.startswith("# Done: 10 images extracted")
+    assert text.startswith("# Done, but a root is unavailable: 10 images extracted")
     for row in (
         "| scanned | 42 |",
         "| size differs | 4 |",
