@@ -14,12 +14,12 @@ from extractor.reading import Unread, opened
 from search.answers import Answer, Hit
 from search.errors import QueryError
 from search.query import Vectors
-from search.records import Holder, Known, holders, known_image
+from search.records import Holder, Known, holders, is_known, known_image
 from storage.catalog import Catalog
 from storage.home import Home
 from storage.lookup import Lookup, Neighbour
 from storage.reading import Rows, again_if_missing, open_store, snapshot
-from storage.roots import RootInfo, find_root
+from storage.roots import find_root
 from storage.spaces import get_space
 
 FloatArray = npt.NDArray[np.float32]
@@ -105,7 +105,7 @@ class Searcher:
         k
             Hits for each, at most.
         under
-            Only images with a live file at or below this absolute path.
+            Only images with a live file at or below this absolute path, or in this manifest.
         min_score
             Only hits with at least this cosine.
         no_self
@@ -116,7 +116,7 @@ class Searcher:
         QueryError
             A query image can't be read or decoded.
         RootError
-            ``under`` is in no root.
+            No root knows ``under``.
         """
         queries = self._load(paths)
         own = tuple(query.known.image_id if query.known else None for query in queries)
@@ -207,7 +207,8 @@ class Searcher:
         return xq
 
     def _search(self, question: _Question) -> list[list[Hit]]:
-        root = None if question.under is None else find_root(self.catalog, question.under)
+        if question.under is not None:
+            self._refuse_unknown(question.under)
         found = self._lookup.nearest(
             question.xq,
             question.k,
@@ -220,14 +221,25 @@ class Searcher:
             files = holders(conn, (one.image_id for each in found.neighbours for one in each))
         # An image that lost its last file since it was found is no hit any more.
         return [
-            [_hit(one, files[one.image_id], root) for one in each if one.image_id in files]
+            [
+                _hit(one, files[one.image_id], question.under)
+                for one in each
+                if one.image_id in files
+            ]
             for each in found.neighbours
         ]
 
+    def _refuse_unknown(self, under: bytes) -> None:
+        """Raise ``RootError`` where no root has the path, and no manifest names a file there."""
+        with self.catalog.read() as conn:
+            named = is_known(conn, under)
+        if not named:
+            find_root(self.catalog, under)
 
-def _hit(neighbour: Neighbour, files: Sequence[Holder], root: RootInfo | None) -> Hit:
+
+def _hit(neighbour: Neighbour, files: Sequence[Holder], under: bytes | None) -> Hit:
     """Return the hit, shown by its first file; or by its first one where it was looked for."""
-    first = next((file for file in files if root is not None and _inside(file, root)), files[0])
+    first = next((file for file in files if under is not None and file.is_at(under)), files[0])
     named = next((file for file in (first, *files) if file.id or file.label), first)
     return Hit(
         score=neighbour.score,
@@ -238,9 +250,3 @@ def _hit(neighbour: Neighbour, files: Sequence[Holder], root: RootInfo | None) -
         id=named.id,
         label=named.label,
     )
-
-
-def _inside(file: Holder, root: RootInfo) -> bool:
-    below = os.path.join(root.target, b"")
-    here = not root.under or file.path == root.target or file.path.startswith(below)
-    return file.root_id == root.id and here

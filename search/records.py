@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
 
+from storage.paths import files_at
+from storage.roots import inside
 from storage.slices import sliced
 from storage.tables import File, Image, Root, Vector
 
@@ -22,10 +24,16 @@ class Known:
 class Holder:
     """A live file that holds an image; ``path`` is absolute, id and label are a manifest's."""
 
-    root_id: int
+    root: bytes
+    """Path of the directory or manifest that knows it."""
     path: bytes
     id: str | None
     label: str | None
+
+    def is_at(self, place: bytes) -> bool:
+        """Return whether the file is at or below an absolute path, or in that manifest."""
+        places = (os.path.abspath(place), os.path.realpath(place))
+        return any(self.root == at or self.path == at or inside(self.path, at) for at in places)
 
 
 def known_image(conn: Connection, space_id: int, digest: bytes) -> Known | None:
@@ -38,12 +46,17 @@ def known_image(conn: Connection, space_id: int, digest: bytes) -> Known | None:
     return None if found is None else Known(found.id, found.row)
 
 
+def is_known(conn: Connection, path: bytes) -> bool:
+    """Return whether any root knows a live file at or below an absolute path."""
+    query = select(File.id).where(File.state == "live", files_at(conn, path)).limit(1)
+    return conn.execute(query).first() is not None
+
+
 def holders(conn: Connection, image_ids: Iterable[int]) -> dict[int, list[Holder]]:
     """Return image id -> its live files in the order of their paths."""
     query = (
         select(
             File.image_id,
-            Root.id,
             Root.path,
             Root.kind,
             File.path.label("key"),
@@ -58,7 +71,7 @@ def holders(conn: Connection, image_ids: Iterable[int]) -> dict[int, list[Holder
         for row in conn.execute(query.where(File.image_id.in_(some))):
             path = row.source or os.path.join(row.path, row.key)
             key = os.fsdecode(row.key) if row.kind == "manifest" else None
-            found.setdefault(row.image_id, []).append(Holder(row.id, path, key, row.label))
+            found.setdefault(row.image_id, []).append(Holder(row.path, path, key, row.label))
     for files in found.values():
         files.sort(key=lambda holder: holder.path)
     return found

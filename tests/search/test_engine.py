@@ -93,6 +93,33 @@ def test_under_keeps_to_a_folder_and_shows_the_path_there(searcher: Searcher, tr
     assert len(whole.hits) == 12
 
 
+def test_under_means_the_files_of_manifests_too(store: Store, tree: Path) -> None:
+    away = tree.parent / "away"
+    tree.rename(away)
+    lines = [f"sku-{i}\taway/{name}\n" for i, name in enumerate(("a/3.png", "a/4.png", "b/4.png"))]
+    (tree.parent / "shop.tsv").write_text("id\tpath\n" + "".join(lines))
+    (tree / "a").mkdir(parents=True)
+    (away / "a/3.png").rename(tree / "a/other.png")
+    (away / "a/3.png").symlink_to(tree / "a/other.png")
+    space = store.space()
+    store.index(tree.parent / "shop.tsv", space)
+    store.index(tree, space)
+    query = os.fsencode(away / "b/4.png")
+
+    def found(under: Path) -> list[tuple[str, str | None]]:
+        [answer] = searcher.search_paths([query], under=os.fsencode(under))
+        return sorted((os.fsdecode(hit.path), hit.id) for hit in answer.hits)
+
+    three, four = str(away / "a/3.png"), str(away / "a/4.png")
+    with Searcher(store.catalog.home) as searcher:
+        assert found(away / "a") == [(three, "sku-0"), (four, "sku-1")]
+        assert found(away / "b/4.png") == [(str(away / "b/4.png"), "sku-2")]
+        assert len(found(tree.parent / "shop.tsv")) == 3
+        assert found(tree) == [(str(tree / "a/other.png"), "sku-0")]
+        with pytest.raises(RootError, match="not in any root"):
+            found(away / "none")
+
+
 def test_under_must_lie_in_a_root(searcher: Searcher, tree: Path) -> None:
     with pytest.raises(RootError, match="not in any root"):
         searcher.search_paths([os.fsencode(tree / "a/3.png")], under=b"/nowhere")
