@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from flows.errors import FlowError
 from flows.job import IndexOptions
+from flows.progress import counted
 from flows.spaces import (
     SpaceChoice,
     disk_needed_bytes,
@@ -54,7 +55,9 @@ class Plan:
         lines = [f"{name}: {why}" for name, why in self.unavailable.items()]
         for scan in self.scans:
             reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(scan["reasons"].items()) if n)
-            lines.append(f"{scan['root']}: {scan['scanned']:,} files, {reasons or 'no changes'}")
+            lines.append(
+                f"{scan['root']}: {counted(scan['scanned'], 'file')}, {reasons or 'no changes'}"
+            )
         lines += map(_line, self.spaces)
         return "\n".join([*lines, "nothing was touched"])
 
@@ -64,8 +67,8 @@ def _line(space: dict[str, Any]) -> str:
     disk = None if size is None else f"{size / 1e6:,.1f} MB of disk"
     if not space["new"]:
         due = f"; index to publish ({space['publish']})" if space["publish"] else ""
-        return f"space '{name}': at most {pending:,} files to read, {disk}{due}"
-    extract = f"new space '{name}': at most {pending:,} images to extract"
+        return f"space '{name}': at most {counted(pending, 'file')} to read, {disk}{due}"
+    extract = f"new space '{name}': at most {counted(pending, 'image')} to extract"
     return f"{extract}, {disk or 'how much disk they take follows once the model is known'}"
 
 
