@@ -1,5 +1,6 @@
 """The command on real photos with real weights, and on a thousand awkward files."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,15 +9,20 @@ import time
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from sqlalchemy import exists, func, select
 
 from search.engine import Searcher
 from storage.catalog import Catalog
 from storage.home import Home
 from storage.tables import Failure, File, Vector
+from storage.tables import Image as ImageRow
 from tests.flows.terminal import lookalike
 from tests.reliability.test_kill import vectors_by_digest
 
 pytestmark = pytest.mark.data
+
+OUTCOMES = ("extracted", "touched", "moved", "copied", "reused", "failed", "busy", "pending")
+"""What may become of a file that is read: one of these."""
 
 
 @pytest.fixture
@@ -60,8 +66,17 @@ def test_a_thousand_photos_are_found_by_class_and_only_changes_are_extracted(
     }
     assert third["reasons"]["new"] == 10
     assert third["changed"] == 15
-    last = lookalike("index").stdout
-    assert "Nothing changed: 999 files" in last or "young" in last
+    # What was so young that it is read once more has the bytes that it had, and nothing else has.
+    last = json.loads(lookalike("index", "--json").stdout)
+    assert (last["scanned"], last["index"], last["exit_code"]) == (999, None, 0)
+    assert set(last["reasons"]) <= {"racy"}
+    assert {name: last[name] for name in OUTCOMES} == {
+        **dict.fromkeys(OUTCOMES, 0),
+        "touched": last["reasons"].get("racy", 0),
+    }
+    time.sleep(2.6)
+    lookalike("index")
+    assert lookalike("index").stdout.startswith("Nothing changed: 999 files scanned in ")
 
 
 def change(corel, aside):
@@ -119,7 +134,16 @@ def test_awkward_files_are_indexed_or_say_why_and_shift_nobody(data_dir, tmp_pat
     )
     report = json.loads(done.stdout)
     assert report["scanned"] == 1153
-    assert report["extracted"] + report["copied"] + report["reused"] + report["failed"] >= 1103
+    assert sum(report[name] for name in OUTCOMES) == 1153
+    assert {name for name in OUTCOMES if report[name]} == {"extracted", "copied", "failed"}
+    assert sum(report["failures"].values()) == report["failed"]
+    kept, broken = images_with_and_without_a_vector(beside)
+    assert kept | broken == {sha256_of(path) for path in mixed}
+    assert not kept & broken
+    assert report["extracted"] == len(kept)
+    # A further file of an image is a copy where that has a vector, and a failure where it can't.
+    assert report["failed"] == sum(sha256_of(path) in broken for path in mixed)
+    assert report["copied"] == sum(sha256_of(path) in kept for path in mixed) - len(kept)
     assert set(report["failures"]) <= {
         "unsupported",
         "truncated",
@@ -138,16 +162,24 @@ def test_awkward_files_are_indexed_or_say_why_and_shift_nobody(data_dir, tmp_pat
     assert (again["extracted"], again["failed"]) == (0, 0)
 
 
+def sha256_of(path):
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def images_with_and_without_a_vector(home):
+    """Return the digests of the images that have a vector, and of those that have a failure."""
+    with Catalog.open(home, write=False) as catalog, catalog.read() as conn:
+        kept = select(ImageRow.digest).join(Vector, Vector.image_id == ImageRow.id)
+        broken = select(Failure.digest)
+        return set(conn.execute(kept).scalars()), set(conn.execute(broken).scalars())
+
+
 def manifest(path, pictures):
     path.write_text("".join(f"{picture}\n" for picture in pictures))
     return str(path)
 
 
 def every_file_has_a_vector_or_a_reason(home):
-    from sqlalchemy import exists, func, select
-
-    from storage.tables import Image as ImageRow
-
     with Catalog.open(home, write=False) as catalog, catalog.read() as conn:
         assert conn.execute(select(func.count()).select_from(File)).scalar() == 1153
         vector = exists().where(Vector.image_id == File.image_id)
