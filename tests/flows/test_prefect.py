@@ -369,6 +369,33 @@ def test_a_run_that_was_stopped_is_cancelled(tree: str, tmp_path: Path, use_serv
     assert run.state.message.endswith("the next run goes on from here")
 
 
+def test_a_stop_in_the_middle_of_a_scan_fails_no_task(
+    tree: str, tmp_path: Path, use_server: str
+) -> None:
+    options = asked(tmp_path / "home", tree)
+    stop = bench_for(options.home, None).stop
+
+    class Stopping(Progress):
+        def scanning(self, root: str, n: int) -> None:
+            stop.set()
+
+    report = through_prefect(options, Stopping("silent"))
+    assert (report.exit_code(), report.scanned, report.troubles) == (130, 0, {})
+    seen = Api(use_server)
+    assert seen.run().state.name == "Cancelled"
+    assert seen.tasks(seen.run()) == {f"scan {tree}": "Completed"}
+
+
+def test_the_tasks_have_their_names() -> None:
+    from flows.index import extract_chunk, publish, scan
+
+    assert [task.name for task in (scan, extract_chunk, publish)] == [
+        "scan",
+        "extract_chunk",
+        "publish",
+    ]
+
+
 def test_a_run_with_a_lost_root_fails_and_says_why(
     tree: str, tmp_path: Path, use_server: str
 ) -> None:
@@ -393,6 +420,7 @@ def test_a_run_with_a_lost_root_fails_and_says_why(
 def test_an_error_of_the_job_comes_back_as_itself(
     tree: str, tmp_path: Path, use_server: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    plainly(asked(tmp_path / "home", tree))
     options = asked(tmp_path / "home", tree, choice=SpaceChoice(space="nowhere"))
     with pytest.raises(SpaceError, match="no space"):
         through_prefect(options)
