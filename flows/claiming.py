@@ -50,12 +50,12 @@ class Claiming:
     def chunks(self) -> Iterator[Chunk]:
         """Claim chunk after chunk, in one pass by file id, until nothing is left for this run.
 
-        Only when nothing else is pending does the run wait for what others have claimed; what they
-        give back it takes in another pass.
+        Only when nothing else is pending does the run wait for what others have claimed.  What they
+        gave back meanwhile lies behind this run's place, so that it takes another pass.
         """
-        number, after = 0, 0
+        number, after, crowded = 0, 0, False
         while not self.stop.is_set():
-            reap(self.catalog)
+            crowded = bool(reap(self.catalog) or self._elsewhere()) or crowded
             number += 1
             chunk = claim_chunk(
                 self.catalog,
@@ -71,23 +71,22 @@ class Claiming:
                 started = time.perf_counter()
                 yield chunk
                 self.size.learn(len(chunk.work), time.perf_counter() - started)
-            elif self._wait_for_others():
-                after = 0
+            elif crowded:
+                self._wait_for_others()
+                after, crowded = 0, False
             else:
                 return
 
-    def _wait_for_others(self) -> bool:
-        """Wait until another run gave files back or settled them; False when none has any."""
+    def _wait_for_others(self) -> None:
+        """Wait until another run gave files back or settled them."""
         held = self._elsewhere()
-        if not held:
-            return False
-        self.say(f"waiting for {counted(held, 'file')} that another run is working on")
+        if held:
+            self.say(f"waiting for {counted(held, 'file')} that another run is working on")
         while held and not self.stop.wait(POLL_S):
             reap(self.catalog)
             before, held = held, self._elsewhere()
             if held < before:
-                break
-        return True
+                return
 
     def _elsewhere(self) -> int:
         return pending_elsewhere(self.catalog, self.lease, self.space, self.scope)

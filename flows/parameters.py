@@ -26,7 +26,7 @@ def options_for(asked: Mapping[str, Any]) -> tuple[IndexOptions, str]:
     space that was asked for goes by its own, and by the settings' one only if it is new.  Without
     any the space that is current decides.
     """
-    asked = {name: value for name, value in asked.items() if value not in (None, (), [])}
+    asked = {name: value for name, value in asked.items() if value not in (None, "", (), [])}
     flags = {name: value for name, value in asked.items() if name in SETTINGS}
     loaded = load_settings(flags)
     settings = loaded.settings

@@ -9,6 +9,7 @@ from typing import Any, cast
 from flows.errors import FlowError
 from flows.job import IndexOptions
 from flows.progress import counted
+from flows.scanning import without_doubles
 from flows.spaces import (
     SpaceChoice,
     disk_needed_bytes,
@@ -119,10 +120,10 @@ def _roots(catalog: Catalog | None, options: IndexOptions) -> list[RootInfo]:
     if not options.roots:
         return known
     paths = [os.fsencode(root) for root in options.roots]
-    return [
+    return without_doubles(
         _known(catalog, path, options) or resolve_root(known, path, excludes=options.excludes)
         for path in paths
-    ]
+    )
 
 
 def _known(catalog: Catalog | None, path: bytes, options: IndexOptions) -> RootInfo | None:

@@ -28,27 +28,36 @@ def run(options: IndexOptions, progress: Progress, *, prefect: str = "auto") -> 
     FlowError
         No root was named, and none is known; nothing was made then.
     """
-    from flows.server import prefect_wanted
-
     home = Home(options.home, options.catalog_url)
     if not options.roots and nothing_is_made(home) and not os.path.exists(home.sqlite):
         raise FlowError(NO_ROOT)
     try:
-        with stop_on_signals(options, progress):
-            catalog = bench_for(options.home, options.catalog_url).catalog
-            if not options.roots and not list_roots(catalog):
-                raise FlowError(NO_ROOT)
-            _say_which_space(catalog, options, progress)
-            if prefect_wanted(options.home, prefect, progress.note) and (
-                prefect == "always" or not plan(options).idle
-            ):
-                from flows.prefect_run import run_with_prefect
-
-                return run_with_prefect(options, progress)
-            with PlainSteps() as steps:
-                return run_index(options, steps=steps, progress=progress)
+        with stop_on_signals(options, progress) as stop:
+            try:
+                return _run(options, progress, prefect)
+            except Exception as error:
+                if stop.is_set():  # what the stop broke off is no trouble of its own
+                    raise KeyboardInterrupt from error
+                raise
     finally:
         clear_bench(options.home, options.catalog_url)
+
+
+def _run(options: IndexOptions, progress: Progress, prefect: str) -> Report:
+    from flows.server import prefect_wanted
+
+    catalog = bench_for(options.home, options.catalog_url).catalog
+    if not options.roots and not list_roots(catalog):
+        raise FlowError(NO_ROOT)
+    _say_which_space(catalog, options, progress)
+    if prefect_wanted(options.home, prefect, progress.note) and (
+        prefect == "always" or not plan(options).idle
+    ):
+        from flows.prefect_run import run_with_prefect
+
+        return run_with_prefect(options, progress)
+    with PlainSteps() as steps:
+        return run_index(options, steps=steps, progress=progress)
 
 
 def _say_which_space(catalog: Catalog, options: IndexOptions, progress: Progress) -> None:

@@ -1,12 +1,13 @@
 """Which roots a run scans, and what becomes of each of them."""
 
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from flows.orders import ScanOrder
 from storage.catalog import Catalog
 from storage.errors import LeaseHeld, ManifestError, RootError, RootUnavailable
-from storage.roots import RootInfo, add_root, find_root, list_roots
+from storage.roots import RootInfo, add_root, find_root, inside, list_roots
 
 if TYPE_CHECKING:
     from flows.job import IndexOptions, Job
@@ -20,9 +21,19 @@ def chosen_roots(catalog: Catalog, options: "IndexOptions") -> list[RootInfo]:
     if not options.roots:
         return list_roots(catalog)
     paths = [os.fsencode(root) for root in options.roots]
-    return [
+    return without_doubles(
         _known(catalog, path, options) or add_root(catalog, path, excludes=options.excludes)
         for path in paths
+    )
+
+
+def without_doubles(roots: Iterable[RootInfo]) -> list[RootInfo]:
+    """Return the roots without those that are named twice or lie in another one that is named."""
+    unique = {root.target: root for root in roots}
+    return [
+        root
+        for root in unique.values()
+        if not any(inside(root.target, other.target) for other in unique.values())
     ]
 
 

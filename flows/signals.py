@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,8 +15,8 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def stop_on_signals(options: IndexOptions, progress: Progress) -> Iterator[None]:
-    """Stop cleanly on the first SIGINT or SIGTERM, leave at once on the second.
+def stop_on_signals(options: IndexOptions, progress: Progress) -> Iterator[threading.Event]:
+    """Stop cleanly on the first SIGINT or SIGTERM, leave at once on the second; yield the stop.
 
     Leaving at once loses nothing that was committed: the lease of a dead process is void.
     """
@@ -30,7 +31,7 @@ def stop_on_signals(options: IndexOptions, progress: Progress) -> Iterator[None]
 
     before = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stop
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)

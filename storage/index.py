@@ -8,8 +8,10 @@ Names are FAISS's own: d dimension, n vectors, k neighbours, xb base, xq queries
 I positions.
 """
 
+import contextlib
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -48,6 +50,7 @@ _TRAIN_LEAST_PER_LIST = 39
 _TRAIN_BYTES = 2 << 30
 _ADD_ROWS = 8192
 """Vectors added between two looks at whether to go on: some seconds of a graph's time."""
+_WATCH_S = 0.2
 _FAISS_SAYS = re.compile(r"Error in .*? at \S+:\d+: (?:Error: '.*' failed(?:: |$))?(.*)")
 
 
@@ -76,7 +79,8 @@ def build(
     seed
         Of the training sample: the same rows make the same index.
     check
-        Called before the training and before every 8,192 vectors; what it raises ends the build.
+        Called now and then during the training, from a thread, and before every 8,192 vectors;
+        what it raises ends the build.
 
     Raises
     ------
@@ -99,11 +103,8 @@ def build(
         built = _build_on_gpu(index, xt, _pieces(vectors, rowmap, check))
         if built is not None:
             return built
-    try:
-        if points:
-            index.train(xt)
-    except RuntimeError as error:
-        raise _refused(spec, f"can't be trained with {points} vectors", error) from error
+    if points:
+        _train(index, xt, spec, check)
     for xb in _pieces(vectors, rowmap, check):
         index.add(xb)
     return index
@@ -135,6 +136,41 @@ def _build_on_gpu(
     except RuntimeError:
         return None
     return index
+
+
+def _train(
+    index: faiss.Index, xt: FloatArray, spec: IndexSpec, check: Callable[[], None] | None
+) -> None:
+    try:
+        with _ended_by(check):
+            index.train(xt)
+    except RuntimeError as error:
+        if check is not None:
+            check()
+        raise _refused(spec, f"can't be trained with {len(xt)} vectors", error) from error
+
+
+@contextlib.contextmanager
+def _ended_by(check: Callable[[], None] | None) -> Iterator[None]:
+    """Let ``check`` end a training: FAISS asks between its iterations whether time has run out."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while check is not None and not over.wait(_WATCH_S):
+            try:
+                check()
+            except BaseException:  # noqa: BLE001 - it is raised again where the training ended
+                _faiss.TimeoutCallback.reset(1e-9)  # 0 would mean never
+                return
+
+    watcher = threading.Thread(target=watch, name="training-watch", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        _faiss.PythonInterruptCallback.reset()
 
 
 def _train_points(index: faiss.Index, n: int, d: int) -> int:

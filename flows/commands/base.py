@@ -98,10 +98,12 @@ def settings_of(ctx: click.Context, **flags: Any) -> "LoadedSettings":
 
 @contextmanager
 def opened(ctx: click.Context, *, write: bool = False) -> Iterator["Catalog"]:
-    """Open the catalog that the settings name, and close it."""
+    """Open the catalog that the settings name, and close it.  Only ``index`` makes a store."""
     from storage.catalog import Catalog
 
-    catalog = Catalog.open(settings_of(ctx).settings.home_(), write=write)
+    home = settings_of(ctx).settings.home_()
+    made = home.read_store_id() is not None or home.has_spaces()
+    catalog = Catalog.open(home, write=write and made)
     try:
         yield catalog
     finally:

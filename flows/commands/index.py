@@ -11,6 +11,7 @@ from flows.commands.show import printable, write_json
 if TYPE_CHECKING:
     from flows.job import IndexOptions
 
+UNAVAILABLE = 4
 PREFECT = {None: None, True: "always", False: "never"}
 
 
@@ -66,7 +67,7 @@ def command(ctx: click.Context, /, **typed: Any) -> None:
     if plan:
         planned = plan_of(options)
         write_json(planned.to_json()) if as_json else click.echo(planned.to_text())
-        return
+        ctx.exit(UNAVAILABLE if planned.unavailable else 0)
     with Progress("silent" if quiet else "auto") as progress:
         report = run(options, progress, prefect=prefect)
     write_json(report.to_json()) if as_json else click.echo(report.to_text())

@@ -17,7 +17,7 @@ from flows.job import IndexOptions, run_index
 from flows.progress import Progress
 from flows.run import plan
 from flows.samples import VARIATIONS, draw_families
-from flows.spaces import SpaceChoice
+from flows.spaces import SpaceChoice, make_space
 from flows.steps import PlainSteps
 from flows.worker import bench_for, clear_bench
 from storage.catalog import Catalog
@@ -408,8 +408,6 @@ def test_a_run_waits_for_what_another_live_run_has_claimed(options):
     go(options, choice=SpaceChoice(model="squeezenet1_0", weights="random:1"))
     # Another run of this process holds half of the files in a second space.
     bench = bench_for(options.home, options.catalog_url)
-    from flows.spaces import make_space
-
     space, _ = make_space(bench.catalog, TINY)
     other = start_run(bench.catalog, "index")
     held = claim_chunk(bench.catalog, other, space, number=1, limit=9)
@@ -421,6 +419,32 @@ def test_a_run_waits_for_what_another_live_run_has_claimed(options):
     finally:
         timer.join()
     assert report.extracted == 2 * len(VARIATIONS)
+
+
+def test_what_another_run_gives_back_behind_this_one_is_taken_up(options):
+    go(options, choice=SpaceChoice(model="squeezenet1_0", weights="random:1"))
+    bench = bench_for(options.home, options.catalog_url)
+    space, _ = make_space(bench.catalog, TINY)
+    other = start_run(bench.catalog, "index")
+    held = claim_chunk(bench.catalog, other, space, number=1, limit=9)
+    assert len(held.work) == 9  # the files with the lowest numbers
+
+    class GivingBack(Progress):
+        def advance(self, n=1, failed=0):
+            super().advance(n, failed)
+            if self.done == 1:
+                finish_run(bench.catalog, other, "interrupted")
+
+    again = replace(options, chunk_size=4, batch_size=1)
+    with PlainSteps() as steps:
+        report = run_index(again, steps=steps, progress=GivingBack("silent"))
+    clear_bench(options.home, options.catalog_url)
+    assert report.extracted == 2 * len(VARIATIONS)
+
+
+def test_a_root_that_is_named_twice_is_scanned_once(options, tree):
+    report = go(options, roots=(str(tree), str(tree / "family-000"), str(tree)))
+    assert (report.scanned, report.extracted) == (2 * len(VARIATIONS), 2 * len(VARIATIONS))
 
 
 def test_a_root_that_another_run_scans_is_left_to_it(options, monkeypatch):

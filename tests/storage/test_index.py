@@ -1,4 +1,5 @@
 import os
+import time
 
 import faiss
 import numpy as np
@@ -18,7 +19,7 @@ from storage.index import (
     write_index,
 )
 from storage.reading import Rows
-from storage.vectors import VectorStore
+from storage.vectors import PartInfo, VectorStore
 from tests.storage.filled import clustered, limited_files, nearest, recall
 from tests.storage.test_vectors import committed, digests
 
@@ -264,3 +265,26 @@ def test_a_full_disk_stops_the_writing(vectors, tmp_path):
     with limited_files(4096), pytest.raises(StorageError, match="can't be written"):
         write_index(index, str(tmp_path / "a.faiss"))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_training_ends_soon_after_it_is_told_to(tmp_path):
+    class Stop(Exception):
+        pass
+
+    d, n = 256, 40_000
+    store = VectorStore(str(tmp_path), d, "float32")
+    rows = np.arange(n)
+    x = clustered(n, d)
+    part = store.append("run", x, [at.to_bytes(32, "big") for at in range(n)])
+    info = PartInfo(1, part.name, 0, n, n, part.size_bytes, part.checksum, part.ids_checksum)
+    began: list[float] = []
+
+    def check():
+        began.append(time.monotonic())
+        if began[-1] - began[0] > 0.5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        build(Rows(store, [info]), rows, spec_of("PQ64np"), check=check)
+    assert time.monotonic() - began[0] < 5  # it takes some 50 s to the end
+    assert build(Rows(store, [info]), rows, spec_of("SQ8"), check=lambda: None).ntotal == n
