@@ -22,3 +22,6 @@ class Stopped(Exception):
     """A step was left in its middle because the run is to stop; what was finished is kept."""
 
     exit_code = 130
+
+
+NO_ROOT = "no root is known yet: `lookalike index DIRECTORY`"

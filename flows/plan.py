@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from flows.errors import FlowError
+from flows.errors import NO_ROOT, FlowError
 from flows.job import IndexOptions
 from flows.progress import counted
-from flows.scanning import without_doubles
+from flows.scanning import known_root, without_doubles
 from flows.spaces import (
     SpaceChoice,
     disk_needed_bytes,
@@ -20,14 +20,13 @@ from flows.spaces import (
 )
 from storage.catalog import Catalog
 from storage.chunks import pending_counts
-from storage.errors import ManifestError, RootError, RootUnavailable
+from storage.errors import ManifestError, RootUnavailable
 from storage.files import ScanResult, scan_root
 from storage.home import Home
 from storage.publish import publish_due
-from storage.roots import RootInfo, find_root, list_roots, resolve_root
+from storage.roots import RootInfo, list_roots, resolve_root
 from storage.spaces import SpaceInfo
 
-NO_ROOT = "no root is known yet: `lookalike index DIRECTORY`"
 READING = ("new", "size", "mtime", "ctime", "inode")
 """Reasons for which a file is read again; the others are pending by the catalog already."""
 
@@ -121,19 +120,10 @@ def _roots(catalog: Catalog | None, options: IndexOptions) -> list[RootInfo]:
         return known
     paths = [os.fsencode(root) for root in options.roots]
     return without_doubles(
-        _known(catalog, path, options) or resolve_root(known, path, excludes=options.excludes)
+        (catalog and known_root(catalog, path, options))
+        or resolve_root(known, path, excludes=options.excludes)
         for path in paths
     )
-
-
-def _known(catalog: Catalog | None, path: bytes, options: IndexOptions) -> RootInfo | None:
-    """Return a known root, which need not be there now."""
-    if catalog is None or options.excludes:
-        return None
-    try:
-        return find_root(catalog, path)
-    except RootError:
-        return None
 
 
 def _scans(

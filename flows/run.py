@@ -2,9 +2,9 @@
 
 import os
 
-from flows.errors import FlowError
+from flows.errors import NO_ROOT, FlowError
 from flows.job import IndexOptions, run_index
-from flows.plan import NO_ROOT, nothing_is_made, plan
+from flows.plan import nothing_is_made, plan
 from flows.progress import Progress
 from flows.report import Report
 from flows.signals import stop_on_signals

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from flows.errors import NO_ROOT, FlowError
 from flows.orders import ScanOrder
 from storage.catalog import Catalog
 from storage.errors import LeaseHeld, ManifestError, RootError, RootUnavailable
@@ -17,12 +18,20 @@ def chosen_roots(catalog: Catalog, options: "IndexOptions") -> list[RootInfo]:
     """Return the roots to scan; those named for the first time are registered.
 
     A known root need not be there now: that is for the scan to say.
+
+    Raises
+    ------
+    FlowError
+        No root was named, and none is known.
     """
     if not options.roots:
-        return list_roots(catalog)
+        known = list_roots(catalog)
+        if not known:
+            raise FlowError(NO_ROOT)
+        return known
     paths = [os.fsencode(root) for root in options.roots]
     return without_doubles(
-        _known(catalog, path, options) or add_root(catalog, path, excludes=options.excludes)
+        known_root(catalog, path, options) or add_root(catalog, path, excludes=options.excludes)
         for path in paths
     )
 
@@ -37,7 +46,8 @@ def without_doubles(roots: Iterable[RootInfo]) -> list[RootInfo]:
     ]
 
 
-def _known(catalog: Catalog, path: bytes, options: "IndexOptions") -> RootInfo | None:
+def known_root(catalog: Catalog, path: bytes, options: "IndexOptions") -> RootInfo | None:
+    """Return a known root, which need not be there now; None where it has to be registered."""
     if options.excludes:
         return None
     try:

@@ -104,8 +104,8 @@ def _publish(
     spec: IndexSpec | None,
     check: Callable[[], None] | None,
 ) -> GenerationInfo:
+    from storage.build import build
     from storage.generation import write_generation
-    from storage.index import build
 
     with catalog.read() as conn:
         view = snapshot_in(conn, space)

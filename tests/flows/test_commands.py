@@ -245,7 +245,7 @@ class TestFirstRun:
         assert (space["new"], space["pending"]) == (False, 6)
         (shop / "more").mkdir()
         (shop / "pictures").rename(shop / "away")
-        plan = values(shop, *asked, str(shop / "pictures"), str(shop / "more"))
+        plan = values(shop, *asked, str(shop / "pictures"), str(shop / "more"), code=4)
         assert list(plan["unavailable"]) == [str(shop / "pictures")]
         assert plan["spaces"][0]["pending"] == 0
 

@@ -5,12 +5,12 @@ import faiss
 import numpy as np
 import pytest
 
+from storage.build import build
 from storage.errors import IndexFileError, SpaceError, StorageError
 from storage.index import (
     IndexSpec,
     SelectorRefused,
     all_but,
-    build,
     choose,
     load_index,
     only,
