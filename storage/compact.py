@@ -213,7 +213,7 @@ def _sweep(catalog: Catalog, lease: Lease, space: SpaceInfo) -> None:
     """Withdraw the index of a space without rows, and delete images that nothing refers to."""
     entered = select(Vector.row).where(Vector.space_id == space.id).limit(1)
     has_file = exists().where(File.image_id == Image.id)
-    has_vector = exists().where(Vector.space_id == Space.id, Vector.image_id == Image.id)
+    has_vector = exists().where(Vector.image_id == Image.id)
     unused = (~has_file, ~has_vector)
     with catalog.read() as conn:
         ids = list(conn.execute(select(Image.id).where(*unused)).scalars())

@@ -181,6 +181,7 @@ class Vector(Base):
     __tablename__ = "vectors"
     __table_args__ = (
         UniqueConstraint("space_id", "row"),
+        Index("ix_vectors_image", "image_id"),
         {"sqlite_with_rowid": False},
     )
     space_id: Mapped[int] = mapped_column(

@@ -13,7 +13,7 @@ from storage.publish import publish, publish_due
 from storage.reading import Rows, open_store, snapshot
 from storage.runs import claim, finish_run, start_run
 from storage.tables import Failure, File, Image, Part, Vector
-from tests.storage.filled import Filled, clustered
+from tests.storage.filled import Filled, clustered, local_catalog
 
 D = 16
 
@@ -134,6 +134,14 @@ def test_an_image_that_nothing_holds_goes_with_its_failures(filled, lease):
         failures = set(conn.execute(select(Failure.digest)).scalars())
     assert images == {2} | (with_rows - {filled.base, filled.base + 1})
     assert failures == {kept, failed}  # of a digest that was never an image nothing is known
+
+
+def test_the_deletion_of_an_image_reads_no_whole_table(sqlite_template, tmp_path):
+    with local_catalog(sqlite_template, tmp_path) as catalog, catalog.read() as conn:
+        plan = conn.exec_driver_sql("EXPLAIN QUERY PLAN DELETE FROM images WHERE id = 1").all()
+    # References to it are looked up too: among a million vectors, for each of the images.
+    assert [step.detail for step in plan if step.detail.startswith("SCAN")] == []
+    assert any("vectors" in step.detail for step in plan)
 
 
 def test_a_space_that_was_emptied_can_be_compacted_and_published_again(filled, lease):

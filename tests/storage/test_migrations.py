@@ -31,13 +31,14 @@ from storage.home import Home, create_private
 from storage.migrations import HEAD, REVISIONS, SCHEMA, Schema, upgrade
 from storage.tables import Base
 
+NEXT = f"{int(HEAD) + 1:04}"
 LATER = '''"""Remake the spaces' table."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{revision}"
+down_revision = "{down_revision}"
 
 
 def upgrade() -> None:
@@ -66,9 +67,9 @@ def later(tmp_path: Path) -> Schema:
 def _later(tmp_path: Path, then: str) -> Schema:
     location = tmp_path / "100% later"
     shutil.copytree(SCHEMA.location, location, ignore=shutil.ignore_patterns("__pycache__"))
-    script = LATER.format(then=then)
-    (location / "versions" / "0002_remake_the_spaces.py").write_text(script)
-    return Schema((*REVISIONS, "0002"), str(location))
+    script = LATER.format(then=then, revision=NEXT, down_revision=HEAD)
+    (location / "versions" / f"{NEXT}_remake_the_spaces.py").write_text(script)
+    return Schema((*REVISIONS, NEXT), str(location))
 
 
 def _value(kind: TypeEngine[Any]) -> Any:
@@ -168,16 +169,16 @@ def test_a_writer_migrates_and_what_refers_to_a_changed_table_stays(
             assert conn.execute(text("SELECT note FROM spaces")).all() == [("new",)]
         assert migrated.store_id == catalog.store_id
     if database == "sqlite":
-        assert os.stat(f"{catalog.home.sqlite}.0001").st_mode & 0o777 == 0o600
-        copy = sqlite3.connect(f"{catalog.home.sqlite}.0001")
-        assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+        assert os.stat(f"{catalog.home.sqlite}.{HEAD}").st_mode & 0o777 == 0o600
+        copy = sqlite3.connect(f"{catalog.home.sqlite}.{HEAD}")
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [(HEAD,)]
         assert copy.execute("SELECT count(*) FROM vectors").fetchall() == [(1,)]
         copy.close()
 
 
 def test_a_reader_migrates_nothing_and_says_who_does(catalog: Catalog, later: Schema) -> None:
     catalog.close()
-    with pytest.raises(CatalogError, match=r"older schema 0001, .* needs 0002; any writing"):
+    with pytest.raises(CatalogError, match=rf"older schema {HEAD}, .* needs {NEXT}; any writing"):
         Catalog.open(catalog.home, write=False, schema=later)
     Catalog.open(catalog.home, write=False).close()
 
@@ -188,7 +189,9 @@ def test_a_newer_schema_is_refused_naming_both(
 ) -> None:
     catalog.close()
     Catalog.open(catalog.home, write=True, schema=later).close()
-    with pytest.raises(CatalogError, match=f"has schema 0002, .* knows up to {HEAD}: use a newer"):
+    with pytest.raises(
+        CatalogError, match=f"has schema {NEXT}, .* knows up to {HEAD}: use a newer"
+    ):
         Catalog.open(catalog.home, write=write)
 
 
@@ -204,7 +207,7 @@ def test_a_migration_that_fails_changes_nothing(catalog: Catalog, tmp_path: Path
 
 def test_without_a_copy_nothing_is_migrated(home: Home, later: Schema) -> None:
     Catalog.open(home, write=True).close()
-    os.mkdir(f"{home.sqlite}.0001.tmp")
+    os.mkdir(f"{home.sqlite}.{HEAD}.tmp")
     with pytest.raises(CatalogError, match="can't be opened; check the permissions"):
         Catalog.open(home, write=True, schema=later)
     Catalog.open(home, write=True).close()
