@@ -12,8 +12,10 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from storage.catalog import Catalog
 from storage.errors import LeaseHeld, RootError
+from storage.excludes import Excludes
 from storage.leases import reap
-from storage.scan import SEP, has_suffix
+from storage.manifest import read_manifest
+from storage.scan import SEP, has_suffix, refuse_home
 from storage.tables import Claim, Failure, File, Root
 
 AFTER_SEP = bytes([SEP[0] + 1])
@@ -80,6 +82,7 @@ def resolve_root(
     *,
     kind: str | None = None,
     excludes: Sequence[str] = (),
+    home: str | None = None,
 ) -> RootInfo:
     """Return what a path means beside the known roots, without registering anything.
 
@@ -92,6 +95,8 @@ def resolve_root(
         ``directory`` or ``manifest``; None looks.
     excludes
         Globs.  They replace those of a known root; none given keeps them.
+    home
+        The store's own home: no pictures are looked for in it.
 
     Returns
     -------
@@ -101,11 +106,14 @@ def resolve_root(
     Raises
     ------
     RootError
-        The path is neither directory nor file, or a picture in no root, it holds a known root, or
-        excludes are given for a sub-path.
+        The path is neither directory nor file, or a picture in no root, it holds a known root, it
+        is the home or lies in it, a glob names nothing, or globs are given for a sub-path.
     """
     path = os.path.realpath(path)
     kind = kind or _kind(path)
+    Excludes(excludes)  # raises what a scan would
+    if home is not None and kind != "manifest":
+        refuse_home(os.fsencode(home), path)
     for root in known:
         if root.path == path:
             return replace(root, excludes=tuple(excludes) or root.excludes)
@@ -128,9 +136,13 @@ def add_root(
 ) -> RootInfo:
     """Register a root and return it; a known root, or a sub-path of one, is returned as such.
 
-    Parameters and errors are those of ``resolve_root``.
+    Parameters and errors are those of ``resolve_root``; a new manifest's are those of
+    ``read_manifest``, because one that can't be read would stand in the way of every later run.
     """
-    root = resolve_root(list_roots(catalog), path, kind=kind, excludes=excludes)
+    home = catalog.home.path
+    root = resolve_root(list_roots(catalog), path, kind=kind, excludes=excludes, home=home)
+    if root.kind == "manifest" and not root.id:
+        read_manifest(root.path)
     with catalog.write() as conn:
         # Once more under the lock: another command may have added an overlapping root meanwhile.
         root = resolve_root(roots_in(conn), path, kind=root.kind, excludes=excludes)
@@ -155,7 +167,7 @@ def add_root(
 def find_root(catalog: Catalog, path: bytes) -> RootInfo:
     """Return the root that a path is or lies in (then with ``under``).
 
-    It need not exist now.
+    It need not exist now.  What exists is meant where it really lies, as a scan follows no links.
 
     Raises
     ------
@@ -163,7 +175,11 @@ def find_root(catalog: Catalog, path: bytes) -> RootInfo:
         No root is there.
     """
     known = list_roots(catalog)
-    for candidate in (os.path.abspath(path), os.path.realpath(path)):
+    written, resolved = os.path.abspath(path), os.path.realpath(path)
+    for root in known:  # whatever lies there now
+        if root.path == written:
+            return root
+    for candidate in (resolved,) if os.path.exists(path) else (resolved, written):
         for root in known:
             if root.path == candidate:
                 return root
@@ -213,7 +229,7 @@ def move_root(catalog: Catalog, old: bytes, new: bytes) -> RootInfo:
     root = _exactly(catalog, old)
     reap(catalog)
     others = [other for other in list_roots(catalog) if other.id != root.id]
-    moved = resolve_root(others, new, kind=root.kind)
+    moved = resolve_root(others, new, kind=root.kind, home=catalog.home.path)
     if moved.id or _kind(moved.path) != root.kind:
         raise RootError(f"{display(new)} can't take the place of the {root.kind} {root.display}")
     with catalog.read() as conn:

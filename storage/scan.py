@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from storage.errors import RootError
 from storage.excludes import SEP, Excludes, is_hidden
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Unreadable",
     "fs_clock_offset_ns",
     "has_suffix",
+    "refuse_home",
     "walk",
 ]
 
@@ -111,7 +113,7 @@ def walk(
     Raises
     ------
     RootError
-        A pattern of ``excludes`` is empty.
+        A pattern of ``excludes`` is empty, or what is to be walked is ``skip`` or lies in it.
     ValueError
         ``under`` is not a plain relative path.
     """
@@ -119,25 +121,35 @@ def walk(
     under = under.rstrip(SEP)
     if under and not {b"", b".", b".."}.isdisjoint(under.split(SEP)):
         raise ValueError(f"not a plain relative path: {under!r}")
+    if skip is not None:
+        refuse_home(skip, os.path.join(root, under))
     return _walk(os.path.join(root, b""), under, rules, _below(skip, root))
 
 
+def refuse_home(home: bytes, path: bytes) -> None:
+    """Raise `RootError` if ``path`` is the store's own home or lies in it."""
+    if os.path.join(os.path.realpath(path), b"").startswith(
+        os.path.join(os.path.realpath(home), b"")
+    ):
+        shown = [name.decode("utf-8", "backslashreplace") for name in (path, home)]
+        raise RootError(
+            f"{shown[0]} is or lies in the store's own home {shown[1]}, which is never indexed: "
+            "choose another folder, or another --home"
+        )
+
+
 def _below(skip: bytes | None, root: bytes) -> bytes | None:
-    """Give ``skip`` relative to ``root`` with a trailing separator; ``b""`` when it holds root."""
+    """Give ``skip`` relative to ``root`` with a trailing separator; None when it is not below."""
     if skip is None:
         return None
     inside = os.path.join(os.path.realpath(skip), b"")
     outside = os.path.join(os.path.realpath(root), b"")
-    if outside.startswith(inside):
-        return b""
     return inside[len(outside) :] if inside.startswith(outside) else None
 
 
 def _walk(
     base: bytes, under: bytes, rules: Excludes, skip: bytes | None
 ) -> Iterator[FileStat | Unreadable]:
-    if skip is not None and (under + SEP).startswith(skip):
-        return
     if under:
         status = _reach(base, under, rules)
         if isinstance(status, int):

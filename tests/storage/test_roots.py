@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from storage.catalog import Catalog
-from storage.errors import LeaseHeld, RootError, RootUnavailable
+from storage.errors import LeaseHeld, ManifestError, RootError, RootUnavailable
 from storage.failures import list_failures
 from storage.files import scan_root
 from storage.guard import count_live, guard_losses, preflight
@@ -103,6 +103,73 @@ def test_what_is_neither_directory_nor_manifest_is_refused(
         add_root(catalog, as_bytes(tmp_path / "nowhere"))
     with pytest.raises(RootError, match="one picture outside every root"):
         add_root(catalog, as_bytes(photos / "2019" / "1.jpg"))
+
+
+@pytest.mark.parametrize("glob", ["", "/", "./"])
+def test_a_glob_that_names_nothing_is_refused_before_it_is_stored(
+    catalog: Catalog, photos: Path, glob: str
+) -> None:
+    with pytest.raises(RootError, match="names nothing"):
+        add_root(catalog, as_bytes(photos), excludes=["raw", glob])
+    assert list_roots(catalog) == []
+    root = add_root(catalog, as_bytes(photos), excludes=["raw"])
+    with pytest.raises(RootError, match="names nothing"):
+        add_root(catalog, as_bytes(photos), excludes=[glob])
+    assert list_roots(catalog) == [root]
+
+
+def test_a_file_that_is_no_manifest_is_refused_before_it_is_stored(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    (tmp_path / "movie.mp4").write_bytes(b"\0\0\0 ftypisom\0\0\2\0isomiso2\n\t\0")
+    (tmp_path / "twice.txt").write_text("a.jpg\na.jpg\n")
+    for name in ("movie.mp4", "twice.txt"):
+        with pytest.raises(ManifestError, match=name):
+            add_root(catalog, as_bytes(tmp_path / name))
+    assert list_roots(catalog) == []
+
+
+def test_the_home_and_what_lies_in_it_are_no_roots(
+    catalog: Catalog, photos: Path, tmp_path: Path
+) -> None:
+    home = Path(catalog.home.path)
+    (home / "inner").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "link").symlink_to(home)
+    for path in (home, home / "inner", tmp_path / "link"):
+        with pytest.raises(RootError, match="own home") as refused:
+            add_root(catalog, as_bytes(path))
+        assert str(home) in str(refused.value)
+    add_root(catalog, as_bytes(photos))
+    with pytest.raises(RootError, match="own home"):
+        move_root(catalog, as_bytes(photos), as_bytes(home))
+    assert [root.path for root in list_roots(catalog)] == [as_bytes(photos)]
+    remove_root(catalog, as_bytes(photos))
+    assert add_root(catalog, as_bytes(tmp_path)).id  # it holds the home, which is left out
+
+
+def test_a_link_inside_a_root_means_what_it_leads_to(
+    catalog: Catalog, photos: Path, tmp_path: Path
+) -> None:
+    add_root(catalog, as_bytes(photos))
+    (photos / "link").symlink_to("2019")
+    (photos / "out").symlink_to(tmp_path)
+    (photos / "dangling").symlink_to(tmp_path / "nowhere")
+    assert find_root(catalog, as_bytes(photos / "link")).under == b"2019"
+    assert find_root(catalog, as_bytes(photos / "link" / "1.jpg")).under == b"2019/1.jpg"
+    assert find_root(catalog, as_bytes(photos / "dangling")).under == b"dangling"
+    with pytest.raises(RootError, match="not in any root"):
+        find_root(catalog, as_bytes(photos / "out"))
+
+
+def test_a_root_that_became_a_link_is_still_found_by_its_path(
+    catalog: Catalog, photos: Path, tmp_path: Path
+) -> None:
+    root = add_root(catalog, as_bytes(photos))
+    photos.rename(tmp_path / "moved")
+    photos.symlink_to(tmp_path / "moved")
+    assert find_root(catalog, as_bytes(photos)) == root
+    moved = move_root(catalog, as_bytes(photos), as_bytes(tmp_path / "moved"))
+    assert moved.path == as_bytes(tmp_path / "moved")
 
 
 def test_a_manifest_inside_a_root_does_not_overlap(catalog: Catalog, photos: Path) -> None:

@@ -285,10 +285,23 @@ def test_the_home_is_never_entered(root: bytes) -> None:
     assert paths(walk(root, skip=home)) == rest
     assert paths(walk(root, skip=root + b"/elsewhere")) == rest
     assert paths(walk(root, skip=root + b"/a/../a/home/")) == rest
-    assert paths(walk(root, skip=home, under=b"a/home")) == []
     assert paths(walk(root, skip=home, under=b"a/home2")) == rest[:1]
-    assert paths(walk(root + b"/a/home", skip=root + b"/a")) == []
     assert paths(walk(root + b"/b", skip=home)) == [b"home/x.jpg"]
+
+
+def test_what_is_the_home_or_lies_in_it_is_refused_and_never_just_empty(root: bytes) -> None:
+    plant(root, [b"a/home/thumb.jpg"])
+    home = root + b"/a/home"
+    os.symlink(home, root + b"/elsewhere")
+    for top, skip, under in (
+        (root, home, b"a/home"),
+        (root + b"/a/home", root + b"/a", b""),
+        (root + b"/a/home", home, b""),
+        (root + b"/elsewhere", home, b""),
+    ):
+        with pytest.raises(RootError, match="lies in the store's own home") as refused:
+            walk(top, skip=skip, under=under)
+        assert all(os.fsdecode(path) in str(refused.value) for path in (top, skip))
 
 
 # Trouble
