@@ -27,7 +27,7 @@ from operator import attrgetter
 from typing import NamedTuple, NoReturn, TextIO
 
 from storage.errors import ManifestError, RootUnavailable
-from storage.scan import FileStat, Signature, Unreadable
+from storage.scan import SEP, FileStat, Signature, Unreadable
 
 PATH_WORDS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image_path")
 ID_WORDS = ("id", "key", "image_id", "file_id", "uid", "uuid")
@@ -86,6 +86,7 @@ def _look(folder: bytes, entries: Sequence[_Entry]) -> Iterator[FileStat | Unrea
         source = os.path.join(folder, entry.path)
         try:
             status = os.stat(source)
+            source = _plain(source, status)
         except OSError as trouble:
             yield Unreadable(entry.key, trouble.errno or errno.EIO, False)
             continue
@@ -94,6 +95,18 @@ def _look(folder: bytes, entries: Sequence[_Entry]) -> Iterator[FileStat | Unrea
         else:
             what = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
             yield Unreadable(entry.key, what, False)
+
+
+def _plain(source: bytes, status: os.stat_result) -> bytes:
+    """Write a path without ``.``, ``..`` and doubled slashes, where that means the same file."""
+    plain = os.path.normpath(source)
+    if plain != source and os.pardir.encode() in source.split(SEP):
+        try:
+            same = os.path.samestat(os.stat(plain), status)
+        except OSError:
+            same = False
+        return plain if same else source  # a folder before a ``..`` is a symbolic link
+    return plain
 
 
 def _entries(manifest: bytes) -> list[_Entry]:

@@ -107,15 +107,27 @@ def test_byte_order_mark_line_ends_and_blank_lines(folder: bytes, name: str) -> 
     assert lines(folder, name, content) == PLAIN
 
 
-def test_paths_are_kept_as_written(folder: bytes) -> None:
+def test_keys_are_kept_as_written(folder: bytes) -> None:
     absolute = folder + b"/sub/d.jpg"
     odd = [b"#1.jpg", b"./a.jpg", b"sub/../b.jpg", b" c.jpg ", b'caf\xe9,"x".jpg', absolute]
     plant(folder, [odd[0], odd[3], odd[4]])
     found = read(folder, "m.txt", b"\n".join(odd))
     assert [item.path for item in found] == sorted(odd)
     assert {item.source for item in found if isinstance(item, FileStat)} == {
-        folder + b"/" + path if path != absolute else path for path in odd
+        os.path.normpath(os.path.join(folder, path)) for path in odd
     }
+
+
+def test_one_file_has_one_place_however_it_is_written(folder: bytes) -> None:
+    plant(folder, [b"far/deep/y.jpg", b"far/a.jpg"])
+    os.symlink(b"far/deep", folder + b"/link")
+    ways = b"a.jpg\n.//a.jpg\nsub/../a.jpg\nsub//.././a.jpg\n" + folder + b"//a.jpg\n"
+    found = read(folder, "m.txt", ways + b"link/../a.jpg\n")
+    places = {item.path: item.source for item in found if isinstance(item, FileStat)}
+    # Behind a symbolic link ".." leads elsewhere than it reads.
+    assert places.pop(b"link/../a.jpg") == folder + b"/link/../a.jpg"
+    assert len(places) == 5
+    assert set(places.values()) == {folder + b"/a.jpg"}
 
 
 def test_quotes_count_in_csv_alone(folder: bytes) -> None:
@@ -142,7 +154,7 @@ def test_relative_paths_start_from_the_folder_of_the_manifest(
     monkeypatch.chdir(os.fsdecode(folder))
     found = list(read_manifest(b"sub/m.txt"))
     assert [item.source for item in found if isinstance(item, FileStat)] == [
-        folder + b"/sub/../a.jpg",
+        folder + b"/a.jpg",
         folder + b"/sub/d.jpg",
     ]
 
