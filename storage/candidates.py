@@ -33,6 +33,8 @@ NARROW_SHARE = 0.05
 """What leaves less is searched exactly: a graph's recall falls to a third there."""
 LEAST_LIVE = 0.1
 """Where fewer candidates live, those that do lie so far out that a graph misses nearer ones."""
+RESCORED = 8192
+"""Vectors in memory at once while candidates are rescored."""
 EFFORT = ("nprobe", "efSearch")
 MOST_EFFORT = 16
 
@@ -79,7 +81,8 @@ class Search:
         self._rows = rows
         self._loaded = loaded
         self._wish = wish
-        self._fetch = max(4 * wish.k, FETCH)
+        self._most = view.n + 1  # one more than there are: whoever finds fewer has found all
+        self._fetch = min(max(4 * wish.k, FETCH), self._most)
         self._live: RowArray | None = None
 
     def run(self) -> list[list[Neighbour]]:
@@ -122,11 +125,11 @@ class Search:
         """Return the live candidates by true cosine, nearest first."""
         unwanted = self._wish.exclude_image[query]
         own = sorted({row for row in rows.tolist() if live.get(row, unwanted) != unwanted})
-        x = self._rows.gather(own).astype(np.float64)
         q = self._wish.xq[query].astype(np.float64)
-        # float16 parts are not quite of unit length.
-        lengths = np.sqrt(np.einsum("nd,nd->n", x, x)) * np.sqrt(q @ q)
-        scores = (np.einsum("nd,d->n", x, q) / lengths).astype(np.float32).clip(-1, 1)
+        scores = np.empty(len(own), np.float32)
+        for start in range(0, len(own), RESCORED):
+            some = slice(start, start + RESCORED)
+            scores[some] = _cosines(self._rows.gather(own[some]).astype(np.float64), q)
         order = np.lexsort((own, -scores))
         return [Neighbour(own[at], live[own[at]], float(scores[at])) for at in order]
 
@@ -139,8 +142,8 @@ class Search:
             if self._fetch < self._view.n:
                 yield lambda xq: self._exact(xq, self._live_rows())
         else:
-            for widening in WIDENINGS:
-                yield self._widened(self._loaded, self._fetch * widening)
+            for fetch in dict.fromkeys(min(self._fetch * by, self._most) for by in WIDENINGS):
+                yield self._widened(self._loaded, fetch)
             yield self._selected(self._loaded, self._live_rows)
             yield lambda xq: self._exact(xq, self._live_rows())
 
@@ -204,3 +207,9 @@ class Search:
     ) -> RowArray:
         blocks = self._rows.blocks(loaded.generation.row_end, rows=allowed)
         return search_exact(blocks, xq, fetch)[1]
+
+
+def _cosines(x: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> FloatArray:
+    """Return the cosines of ``x``, shape ``(n, d)``, with ``q``; float16 is not of unit length."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", x, x)) * np.sqrt(q @ q)
+    return np.asarray(np.einsum("nd,d->n", x, q) / lengths, np.float32).clip(-1, 1)

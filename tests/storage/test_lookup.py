@@ -366,3 +366,20 @@ def test_another_space_is_not_searched(filled):
     found = exactly(other).nearest(filled.x[:1], 20)
     assert sorted(rows_of(found)[0]) == list(range(5))
     assert {hit.image_id for hit in found.neighbours[0]} == {other.base + row for row in range(5)}
+
+
+@pytest.mark.parametrize("k", [N, 10**9, 10**30])
+@pytest.mark.parametrize("look", [by_index, exactly])
+def test_however_many_are_asked_for_no_more_is_made_room_for_than_there_are(filled, k, look):
+    published(filled, "HNSW16,Flat")
+    filled.set_state(range(7), "missing")
+    found = look(filled).nearest(filled.x[50:52], k)
+    truth = nearest(filled.x, filled.x[50:52], N - 7, np.arange(7, N))
+    assert np.array_equal(rows_of(found), truth)
+
+
+def test_an_empty_space_has_none_of_a_billion(sqlite_template, tmp_path):
+    with local_catalog(sqlite_template, tmp_path) as catalog:
+        space = Filled(catalog, D).space
+        found = Lookup(catalog, space).nearest(clustered(1, D), 10**9)
+    assert found.neighbours == [[]]
