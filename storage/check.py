@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import delete, select, update
 
 from storage.catalog import Catalog
+from storage.check_catalog import Finding, file_findings, row_findings
 from storage.cleanup import KEEP_S, delete_old_files, orphans
 from storage.dead import entered_rows
 from storage.durable import map_npy
@@ -22,18 +23,10 @@ from storage.reading import GenerationInfo, generation_paths, open_store, snapsh
 from storage.runs import Lease, check_lease, claim, release
 from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
-from storage.tables import File, Image, Part, Space, Vector
+from storage.tables import Image, Part, Vector
 from storage.vectors import PartInfo, VectorStore, off_unit
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that the check found."""
-
-    severity: str
-    """``error``: something is wrong; ``info``: harmless, and said for completeness."""
-    what: str
-    repaired: bool = False
+__all__ = ["Finding", "check"]
 
 
 def check(
@@ -48,7 +41,8 @@ def check(
     repair
         Mend what can be mended.  Needs ``lease``.
     deep
-        Read every byte of parts and indexes: checksums, finite numbers, unit length.
+        Read every byte of catalog, parts and indexes: checksums, finite numbers, unit length,
+        and whose vectors the parts hold.
     lease
         The run that repairs.
 
@@ -57,7 +51,10 @@ def check(
     LeaseHeld
         A repair meets another run that publishes or compacts the same space.
     """
-    findings = list(_catalog_findings(catalog))
+    findings = file_findings(catalog, deep=deep)
+    if findings:
+        return findings  # what else a damaged catalog says is no ground for a repair
+    findings += row_findings(catalog)
     for space in list_spaces(catalog):
         if repair and lease is not None:
             findings += _mend(catalog, lease, space, deep=deep)
@@ -66,22 +63,6 @@ def check(
     if repair and lease is not None:
         delete_old_files(catalog, lease)
     return findings
-
-
-def _catalog_findings(catalog: Catalog) -> Iterator[Finding]:
-    with catalog.read() as conn:
-        known = exists().where(Image.id == File.image_id)
-        lost = conn.execute(
-            select(func.count()).select_from(File).where(File.image_id.is_not(None), ~known)
-        ).scalar_one()
-        current = conn.execute(
-            select(func.count()).select_from(Space).where(Space.current.is_(True))
-        ).scalar_one()
-        spaces = conn.execute(select(func.count()).select_from(Space)).scalar_one()
-    if lost:
-        yield Finding("error", f"{lost:,} files point at images that the catalog does not have")
-    if spaces and current != 1:
-        yield Finding("error", f"{current} spaces are current instead of 1; `lookalike spaces use`")
 
 
 @dataclass(frozen=True)
@@ -101,7 +82,9 @@ def _inspect(
     held: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
     end = 0
     for part in view.parts:
-        for problem in _part_problems(store, part, deep=deep):
+        for problem in _part_problems(store, part) or (
+            _deep_problems(catalog, space, store, part) if deep else []
+        ):
             yield Finding("error", f"space {space.name}: {problem}"), _Bad(part=part)
             break
         else:
@@ -136,20 +119,33 @@ def _row_findings(
         yield Finding("error", what), _Bad(rows=tuple(int(row) for row in lost))
 
 
-def _part_problems(store: VectorStore, part: PartInfo, *, deep: bool) -> list[str]:
+def _part_problems(store: VectorStore, part: PartInfo) -> list[str]:
     try:
-        vectors = store.open(part)
+        store.open(part)
         store.digests(part)
         store.rows(part)
     except PartError as error:
         return [str(error)]
-    if not deep:
-        return []
+    return []
+
+
+def _deep_problems(
+    catalog: Catalog, space: SpaceInfo, store: VectorStore, part: PartInfo
+) -> list[str]:
     problems = store.verify(part)
-    if not problems:
-        _, far = off_unit(vectors)
-        if len(far):
-            problems.append(f"{len(far)} vectors of part {part.name} have not unit length")
+    if problems:
+        return problems
+    _, far = off_unit(store.open(part))
+    if len(far):
+        problems.append(f"{len(far)} vectors of part {part.name} have not unit length")
+    held = dict(zip(store.rows(part).tolist(), store.digests(part), strict=True))
+    within = (Vector.row >= part.row_start, Vector.row < part.row_end)
+    entered = select(Vector.row, Image.digest).join(Image).where(Vector.space_id == space.id)
+    with catalog.read() as conn:
+        pairs = conn.execute(entered.where(*within)).all()
+    wrong = sum(row in held and held[row].tobytes() != digest for row, digest in pairs)
+    if wrong:
+        problems.append(f"{wrong} vectors of part {part.name} are not those of their images")
     return problems
 
 

@@ -8,7 +8,8 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from json import JSONDecodeError
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -18,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.sql.expression import TextClause
 
 from storage.errors import CatalogError, DiskFull, StorageError
-from storage.home import Home
+from storage.home import Home, free_bytes
 from storage.tables import Base
 
 BUSY_S = 30
@@ -27,7 +28,7 @@ BEGIN = "lookalike_begin"
 
 _WAIT = "wait for the other run to end and try again"
 _FULL = "free some disk space and run the command again; what was committed is kept"
-_DAMAGED = "restore a backup beside its store.json, or index into a new home"
+DAMAGED = "restore a backup beside its store.json, or index into a new home"
 _READ_ONLY = "check the permissions of the home and its files"
 
 # First match decides; longer codes come first.
@@ -35,13 +36,29 @@ _SQLITE: tuple[tuple[str, type[StorageError], str], ...] = (
     ("SQLITE_BUSY", CatalogError, f"was locked by another process for {BUSY_S} s; {_WAIT}"),
     ("SQLITE_LOCKED", CatalogError, f"was locked for {BUSY_S} s; {_WAIT}"),
     ("SQLITE_FULL", DiskFull, f"can't grow, the disk is full; {_FULL}"),
-    ("SQLITE_NOTADB", CatalogError, f"is not a catalog; {_DAMAGED}"),
-    ("SQLITE_CORRUPT", CatalogError, f"is damaged; {_DAMAGED}"),
+    ("SQLITE_NOTADB", CatalogError, f"is not a catalog; {DAMAGED}"),
+    ("SQLITE_CORRUPT", CatalogError, f"is damaged; {DAMAGED}"),
     ("SQLITE_READONLY", CatalogError, f"can't be written; {_READ_ONLY}"),
     ("SQLITE_CANTOPEN", CatalogError, f"can't be opened; {_READ_ONLY}"),
     ("SQLITE_PERM", CatalogError, f"can't be opened; {_READ_ONLY}"),
     ("SQLITE_IOERR", CatalogError, "met an input/output error; check the disk, then try again"),
 )
+_WHEN_FULL = ("WRITE", "FSYNC", "DIR_FSYNC", "TRUNCATE", "SHM")
+"""Kinds of SQLITE_IOERR that a full disk can be behind."""
+_FULL_BYTES = 1 << 20
+_OF_SCHEMA = (
+    "malformed",
+    "unsupported file format",
+    "no such table",
+    "no such column",
+    "no such index",
+    "no such collation",
+    "no such function",
+    "has no column named",
+    "does not match any",
+    "foreign key mismatch",
+)
+"""What SQLite says where the file's own schema is damaged: it suits every statement here."""
 _POSTGRES: tuple[tuple[str, type[StorageError], str], ...] = (
     ("53100", DiskFull, f"can't grow, the server's disk is full; {_FULL}"),
     ("53300", CatalogError, "has no free connection; raise max_connections or run fewer workers"),
@@ -170,10 +187,13 @@ def insert_into(conn: Connection, table: type[Base]) -> Insert:
 def plain_errors(place: str) -> Iterator[None]:
     """Turn the database's troubles into errors of one line that say what to do.
 
-    Mistakes in a statement and broken constraints are the program's own and pass unchanged.
+    Mistakes in a statement and broken constraints are the program's own and pass unchanged.  A
+    column's value that can't be decoded is the catalog's.
     """
     try:
         yield
+    except (UnicodeDecodeError, JSONDecodeError) as err:
+        raise CatalogError(f"the catalog {place} is damaged ({err}); {DAMAGED}") from err
     except (DBAPIError, sqlite3.Error) as err:
         explained = explain(err, place)
         if explained is None:
@@ -184,17 +204,32 @@ def plain_errors(place: str) -> Iterator[None]:
 def explain(err: DBAPIError | sqlite3.Error, place: str) -> StorageError | None:
     """Return what the error means for a person, or None for a mistake of the program."""
     cause = err.orig if isinstance(err, DBAPIError) else err
-    sqlite_code = getattr(cause, "sqlite_errorname", None)
-    postgres_code = getattr(cause, "sqlstate", None)
-    known = _match(_SQLITE, sqlite_code or "", place) or _match(
-        _POSTGRES, postgres_code or "", place
-    )
-    if known is not None or sqlite_code is not None or not isinstance(err, OperationalError):
+    if isinstance(cause, sqlite3.Error):
+        return _explain_sqlite(cause, place)
+    known = _match(_POSTGRES, getattr(cause, "sqlstate", None) or "", place)
+    if known is not None or not isinstance(err, OperationalError):
         return known
     reason = str(cause).strip().splitlines()[0]
     return CatalogError(
         f"the catalog {place} can't be reached: {reason}; start the server or mend the URL"
     )
+
+
+def _explain_sqlite(err: sqlite3.Error, place: str) -> StorageError | None:
+    code = getattr(err, "sqlite_errorname", "")
+    if code.startswith(tuple(f"SQLITE_IOERR_{kind}" for kind in _WHEN_FULL)):
+        with suppress(OSError):
+            if free_bytes(os.path.dirname(place)) < _FULL_BYTES:
+                code = "SQLITE_FULL"
+    known = _match(_SQLITE, code, place)
+    if known is not None:
+        return known
+    # Text that is not UTF-8 is told by the driver and not by SQLite, so it has no code.
+    undecodable = not code and isinstance(err, sqlite3.OperationalError)
+    if undecodable or any(said in str(err) for said in _OF_SCHEMA):
+        reason = " ".join(str(err).split())
+        return CatalogError(f"the catalog {place} is damaged ({reason}); {DAMAGED}")
+    return None
 
 
 def _match(

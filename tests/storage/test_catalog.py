@@ -275,7 +275,7 @@ def test_mistakes_of_the_program_are_not_dressed_up(catalog: Catalog) -> None:
     with pytest.raises(IntegrityError), catalog.write() as conn:
         conn.execute(insert(Root).values(_root()))
     with pytest.raises((OperationalError, ProgrammingError)), catalog.read() as conn:
-        conn.execute(text("SELECT 1 FROM nowhere"))
+        conn.execute(text("SELECT 1 FORM nowhere AND"))
 
 
 def test_what_refers_to_nothing_is_refused(catalog: Catalog) -> None:
@@ -322,6 +322,38 @@ def test_a_catalog_that_stays_locked_is_said_so(home: Home) -> None:
         other.close()
         with catalog.write() as conn:
             conn.execute(insert(Root).values(_root()))
+
+
+ON_A_FULL_DISK = """
+import sys
+from sqlalchemy import text
+from storage.catalog import Catalog
+from storage.errors import DiskFull
+from storage.home import Home
+home = Home(sys.argv[1] + "/home")
+Catalog.open(home, write=True).close()
+with open(sys.argv[1] + "/ballast", "wb", buffering=0) as file:
+    try:
+        while file.write(bytes(4096)):
+            pass
+    except OSError:
+        pass
+for write in (True, False):
+    try:
+        with Catalog.open(home, write=write) as catalog, catalog.read() as conn:
+            conn.execute(text("SELECT 1 FROM roots")).all()
+    except DiskFull as error:
+        print(error.__cause__.orig.sqlite_errorname)
+"""
+
+
+def test_no_room_for_the_shared_memory_is_a_full_disk_as_well() -> None:
+    mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=2m none /mnt && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*mount, "true"], check=False).returncode:
+        pytest.skip("no small disk can be mounted here")
+    command = [*mount, sys.executable, "-c", ON_A_FULL_DISK, "/mnt"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["SQLITE_IOERR_SHMSIZE"] * 2
 
 
 def test_a_full_disk_loses_only_what_was_not_committed(home: Home) -> None:

@@ -1,16 +1,22 @@
+import contextlib
 import os
+import random
+import sqlite3
 
 import numpy as np
 import pytest
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, insert, select, update
 
+from storage.catalog import Catalog
 from storage.check import check
+from storage.errors import StorageError
 from storage.lookup import Lookup
 from storage.publish import publish
 from storage.reading import generation_paths, open_store, snapshot
+from storage.roots import list_roots
 from storage.runs import start_run
 from storage.tables import Part, Space, Vector
-from tests.storage.filled import Filled, clustered
+from tests.storage.filled import Filled, clustered, local_catalog
 
 D = 16
 
@@ -154,3 +160,87 @@ def test_orphans_are_information(filled):
     assert [finding.severity for finding in found] == ["info"]
     assert "2 files" in found[0].what
     assert os.path.exists(filled.store.path(part.name))
+
+
+def test_a_part_whose_ids_are_not_those_of_the_catalog_is_found_and_given_up(filled, lease):
+    rows = (Vector.space_id == filled.space.id, Vector.row.in_([20, 21]))
+    with filled.catalog.write() as conn:
+        one, other = conn.execute(select(Vector.image_id).where(*rows)).scalars()
+        for row, image in ((20, -1), (21, one), (20, other)):
+            here = (Vector.space_id == filled.space.id, Vector.row == row)
+            if image == -1:
+                conn.execute(delete(Vector).where(*here))
+            elif row == 21:
+                conn.execute(update(Vector).where(*here).values(image_id=one))
+            else:
+                conn.execute(
+                    insert(Vector).values(space_id=filled.space.id, row=20, image_id=other)
+                )
+    assert errors(check(filled.catalog)) == []
+    found = errors(check(filled.catalog, deep=True))
+    assert "2 vectors of part" in found[0]
+    check(filled.catalog, repair=True, deep=True, lease=lease)
+    assert check(filled.catalog, deep=True) == []
+    with filled.catalog.read() as conn:
+        assert conn.execute(select(func.count()).select_from(Vector)).scalar() == 40
+
+
+@pytest.fixture
+def local(sqlite_template, tmp_path):
+    """A filled store on SQLite whose log is empty, and the bytes of its catalog."""
+    with local_catalog(sqlite_template, tmp_path) as catalog:
+        filled = Filled(catalog, D)
+        for seed in range(3):
+            filled.add(clustered(20, D, seed=seed))
+        publish(catalog, start_run(catalog, "index"), filled.space)
+    with open(catalog.home.sqlite, "rb") as file:
+        return catalog.home, file.read()
+
+
+def test_rows_that_point_at_nothing_are_found_in_sqlite(local):
+    home, _ = local
+    with sqlite3.connect(home.sqlite) as conn:
+        conn.execute("DELETE FROM images WHERE id < 1005")
+    conn.close()
+    with Catalog.open(home, write=False) as catalog:
+        found = errors(check(catalog))
+    assert any("5 rows of files point at images" in what for what in found)
+    assert any("5 rows of vectors point at images" in what for what in found)
+
+
+def test_a_damaged_file_of_sqlite_is_found_and_nothing_repaired_by_it(local):
+    home, _ = local
+    with Catalog.open(home, write=True) as catalog:
+        lease = start_run(catalog, "check")
+    with open(home.sqlite, "r+b") as file:
+        file.seek(36)  # so many free pages, of which there is none
+        file.write(bytes([0, 0, 0, 7]))
+    with Catalog.open(home, write=True) as catalog:
+        for deep in (False, True):
+            (finding,) = check(catalog, repair=True, deep=deep, lease=lease)
+            assert finding.severity == "error"
+            assert not finding.repaired
+            assert f"{home.sqlite} is damaged" in finding.what
+            assert "restore a backup beside its store.json" in finding.what
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_flipped_bits_of_the_catalog_end_in_one_line_or_do_no_harm(local, seed):
+    home, content = local
+    rng = random.Random(seed)
+    data = bytearray(content)
+    used = [at for at, byte in enumerate(content) if byte]
+    for at in rng.sample(used, rng.choice([1, 4, 32, 256])):
+        data[at] ^= 1 << rng.randrange(8)
+    for write in (False, True):
+        for suffix in ("-wal", "-shm"):
+            if os.path.exists(home.sqlite + suffix):
+                os.unlink(home.sqlite + suffix)
+        with open(home.sqlite, "wb") as file:
+            file.write(data)
+        with contextlib.suppress(StorageError), Catalog.open(home, write=write) as catalog:
+            found = check(catalog, deep=True)
+            list_roots(catalog)
+            with contextlib.closing(sqlite3.connect(home.sqlite)) as conn:
+                said = conn.execute("PRAGMA integrity_check").fetchall()
+            assert found or said == [("ok",)]
