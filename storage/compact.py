@@ -15,7 +15,7 @@ import numpy as np
 from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from storage.catalog import Catalog
-from storage.dead import DEAD_SHARE, held
+from storage.dead import DEAD_SHARE, entered_rows, held
 from storage.publish import withdraw
 from storage.reading import open_store, snapshot_in
 from storage.runs import Lease, check_lease, claim, release
@@ -64,6 +64,8 @@ def compact(
     ------
     LeaseHeld
         Another run publishes, compacts or repairs this space.
+    PartError
+        A part is damaged; it stays as it is.
     """
     claim(catalog, lease, "space", space.id, space.id)
     try:
@@ -77,13 +79,22 @@ def compact(
         release(catalog, lease, "space", space.id, space.id)
 
 
-def compact_rows(catalog: Catalog, lease: Lease, space: SpaceInfo, rows: Sequence[int]) -> None:
-    """Rewrite the parts that hold ``rows``, whose vectors are forgotten, and nothing else."""
+def parts_with_unentered(
+    conn: Connection, space: SpaceInfo, gone: Sequence[int] = ()
+) -> list[PartInfo]:
+    """Return the parts that hold rows which are no image's vector, or not without ``gone``."""
+    entered = np.setdiff1d(entered_rows(conn, space.id), np.asarray(gone, np.int64))
+    parts = snapshot_in(conn, space).parts
+    ends = np.searchsorted(entered, [(part.row_start, part.row_end) for part in parts])
+    return [part for part, (first, end) in zip(parts, ends, strict=True) if end - first < part.n]
+
+
+def compact_unentered(catalog: Catalog, lease: Lease, space: SpaceInfo) -> int:
+    """Rewrite the parts that hold rows which are no image's vector; return how many rows went."""
     with catalog.read() as conn:
-        parts = list(snapshot_in(conn, space).parts)
-        hit = [part for part in parts if any(part.row_start <= r < part.row_end for r in rows)]
-        groups = [_Group((part,), _kept_rows(conn, space.id, part, KEPT)) for part in hit]
-    _rewrite(catalog, lease, space, parts, groups)
+        parts = parts_with_unentered(conn, space)
+        groups = [_Group((part,), _kept_rows(conn, space.id, part, KEPT)) for part in parts]
+    return _rewrite(catalog, lease, space, parts, groups).rows_dropped
 
 
 def _kept_rows(
@@ -164,6 +175,7 @@ def _rewrite(
 def _write(store: VectorStore, lease: Lease, group: _Group) -> PartWritten:
     vectors, digests, rows = [], [], []
     for part in group.parts:
+        store.refuse_damaged(part)  # the new part's checksum would vouch for what is wrong
         own = store.rows(part)
         inside = np.arange(len(own))
         if group.kept is not None:

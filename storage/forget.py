@@ -7,11 +7,11 @@ from sqlalchemy import Connection, delete, or_, select
 
 from storage.catalog import Catalog
 from storage.cleanup import delete_old_files
-from storage.compact import compact_rows
+from storage.compact import compact_unentered, parts_with_unentered
 from storage.errors import RootError
 from storage.paths import files_at
 from storage.publish import publish, withdraw
-from storage.reading import snapshot
+from storage.reading import open_store, snapshot
 from storage.roots import display
 from storage.runs import Lease, check_lease, claim, release
 from storage.slices import sliced
@@ -21,11 +21,19 @@ from storage.tables import Failure, File, Image, Vector
 
 @dataclass(frozen=True)
 class ForgetResult:
-    """What was removed."""
+    """What was removed; ``vectors`` counts those that left the parts."""
 
     images: int
     files: int
     vectors: int
+
+
+@dataclass(frozen=True)
+class _Removed:
+    images: int = 0
+    files: int = 0
+    unknown: bytes | None = None
+    """The first path where nothing is known."""
 
 
 def forget(catalog: Catalog, lease: Lease, paths: Sequence[bytes]) -> ForgetResult:
@@ -36,50 +44,78 @@ def forget(catalog: Catalog, lease: Lease, paths: Sequence[bytes]) -> ForgetResu
     pictures themselves are not touched: one that still lies under a root is found again by the
     next scan, so delete or exclude it first.
 
+    Killed in its middle, it leaves vectors in the parts that are no image's any more.  Every later
+    call finishes that, whatever its paths.
+
     Raises
     ------
     RootError
-        Nothing is known at or below a path.
+        Nothing is known at or below a path, and nothing was left to finish.
     LeaseHeld
         Another run publishes, compacts or repairs a space.
+    PartError
+        A part that would be rewritten is damaged; nothing was removed.
     """
     spaces = list_spaces(catalog)
     for space in spaces:
         claim(catalog, lease, "space", space.id, space.id)
     try:
-        with catalog.write() as conn:
-            check_lease(conn, lease)
-            if catalog.dialect == "sqlite":  # freed pages keep no copy of what stood there
-                conn.exec_driver_sql("PRAGMA secure_delete = ON")
-            files, images = _meant(conn, paths)
-            rows = _rows(conn, images)
-            removed = _remove(conn, files, images)
-            for space_id in rows:  # the indexes hold forgotten vectors in coded form
-                withdraw(conn, space_id, catalog.now(conn))
-        for space in spaces:
-            if rows.get(space.id):
-                compact_rows(catalog, lease, space, rows[space.id])
+        _refuse_damaged(catalog, spaces, paths)
+        removed = _remove_records(catalog, lease, spaces, paths)
+        dropped = {space.id: compact_unentered(catalog, lease, space) for space in spaces}
     finally:
         for space in spaces:
             release(catalog, lease, "space", space.id, space.id)
-    _publish_again(catalog, lease, [space for space in spaces if rows.get(space.id)])
+    _publish_again(catalog, lease, [space for space in spaces if dropped[space.id]])
     delete_old_files(catalog, lease, keep_s=0.0)
     _checkpoint(catalog)
-    return ForgetResult(len(images), removed, sum(map(len, rows.values())))
+    vectors = sum(dropped.values())
+    if removed.unknown is not None and not vectors:
+        where = display(removed.unknown)
+        raise RootError(f"nothing is known at {where}; `lookalike roots` lists roots")
+    return ForgetResult(removed.images, removed.files, vectors)
 
 
-def _meant(conn: Connection, paths: Sequence[bytes]) -> tuple[list[int], list[int]]:
-    """Return the files at or below the paths, and the images that they held."""
+def _refuse_damaged(catalog: Catalog, spaces: Sequence[SpaceInfo], paths: Sequence[bytes]) -> None:
+    """Look at every byte of the parts to be rewritten, while nothing is removed yet."""
+    with catalog.read() as conn:
+        rows = _rows(conn, _meant(conn, paths)[1])
+        hit = [parts_with_unentered(conn, space, rows.get(space.id, ())) for space in spaces]
+    for space, parts in zip(spaces, hit, strict=True):
+        store = open_store(catalog, space)
+        for part in parts:
+            store.refuse_damaged(part)
+
+
+def _remove_records(
+    catalog: Catalog, lease: Lease, spaces: Sequence[SpaceInfo], paths: Sequence[bytes]
+) -> _Removed:
+    with catalog.write() as conn:
+        check_lease(conn, lease)
+        if catalog.dialect == "sqlite":  # freed pages keep no copy of what stood there
+            conn.exec_driver_sql("PRAGMA secure_delete = ON")
+        files, images, unknown = _meant(conn, paths)
+        if unknown is not None and not any(parts_with_unentered(conn, each) for each in spaces):
+            return _Removed(unknown=unknown)  # mistyped, not left over: the other paths wait too
+        rows = _rows(conn, images)
+        removed = _remove(conn, files, images)
+        for space_id in rows:  # the indexes hold forgotten vectors in coded form
+            withdraw(conn, space_id, catalog.now(conn))
+    return _Removed(len(images), removed, unknown)
+
+
+def _meant(conn: Connection, paths: Sequence[bytes]) -> tuple[list[int], list[int], bytes | None]:
+    """Return the files at or below the paths, the images that they held, and an unknown path."""
     files: set[int] = set()
     images: set[int] = set()
+    unknown = None
     for path in paths:
-        query = select(File.id, File.image_id).where(files_at(conn, path))
-        found = conn.execute(query).all()
-        if not found:
-            raise RootError(f"nothing is known at {display(path)}; `lookalike roots` lists roots")
+        found = conn.execute(select(File.id, File.image_id).where(files_at(conn, path))).all()
+        if not found and unknown is None:
+            unknown = path
         files |= {row.id for row in found}
         images |= {row.image_id for row in found if row.image_id is not None}
-    return sorted(files), sorted(images)
+    return sorted(files), sorted(images), unknown
 
 
 def _rows(conn: Connection, images: Sequence[int]) -> dict[int, list[int]]:
@@ -111,7 +147,8 @@ def _remove(conn: Connection, files: Sequence[int], images: Sequence[int]) -> in
 
 def _publish_again(catalog: Catalog, lease: Lease, spaces: Sequence[SpaceInfo]) -> None:
     for space in spaces:
-        if snapshot(catalog, space).n:
+        view = snapshot(catalog, space)
+        if view.n and view.generation is None:
             publish(catalog, lease, space)
 
 

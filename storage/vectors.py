@@ -213,6 +213,14 @@ class VectorStore:
                 problems.append(str(error))
         return problems
 
+    def refuse_damaged(self, part: PartInfo) -> None:
+        """Raise `PartError` where `verify` finds something, so that damage is never copied."""
+        for problem in self.verify(part):
+            raise PartError(
+                f"{problem}; `lookalike check --deep --repair` drops the part, and the next "
+                "`lookalike index` extracts its images again"
+            )
+
     def remove(self, name: str) -> None:
         """Delete a part's files, the vectors first, so that no half part looks whole."""
         for kind in ("", ".rows", ".ids"):

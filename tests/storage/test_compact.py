@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from sqlalchemy import delete, func, insert, select, update
 
+from storage.check import check
 from storage.cleanup import delete_old_files, orphans
 from storage.compact import SMALL_ROWS, compact
 from storage.dead import entered_rows, live_rows
-from storage.errors import LeaseHeld, LeaseLost
+from storage.errors import LeaseHeld, LeaseLost, PartError
 from storage.lookup import Lookup
 from storage.publish import publish, publish_due
 from storage.reading import Rows, open_store, snapshot
@@ -276,3 +277,24 @@ def test_another_holder_and_a_lost_lease_are_refused(filled, lease):
     with pytest.raises(LeaseLost):
         compact(filled.catalog, lease, filled.space)
     assert len(snapshot(filled.catalog, filled.space).parts) == 2
+
+
+@pytest.mark.parametrize("kind", ["", ".ids"])
+def test_damage_is_never_given_a_fresh_checksum(filled, lease, kind):
+    for seed in range(3):
+        filled.add(clustered(20, D, seed=seed))
+    store, before = open_store(filled.catalog, filled.space), snapshot(filled.catalog, filled.space)
+    path = store.path(before.parts[1].name, kind)
+    os.chmod(path, 0o600)
+    with open(path, "r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-5, os.SEEK_END)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(PartError, match=f"{path} .*lookalike check --deep --repair"):
+        compact(filled.catalog, lease, filled.space)
+    assert snapshot(filled.catalog, filled.space) == before
+    assert check(filled.catalog, deep=True, repair=True, lease=lease)
+    assert compact(filled.catalog, lease, filled.space).rows_dropped == 0
+    assert check(filled.catalog, deep=True) == []
+    assert sorted(vectors(filled)) == [*range(20), *range(40, 60)]

@@ -1,9 +1,12 @@
 import os
+import subprocess
+import sys
 
 import pytest
 from sqlalchemy import func, insert, select, update
 
-from storage.errors import LeaseHeld, RootError
+from storage.check import check
+from storage.errors import LeaseHeld, PartError, RootError
 from storage.files import scan_root
 from storage.forget import forget
 from storage.lookup import Lookup
@@ -129,5 +132,75 @@ def test_what_is_not_known_or_in_use_is_refused(filled, lease):
     with pytest.raises(LeaseHeld):
         forget(filled.catalog, lease, [path(filled, b"0000001.jpg")])
     finish_run(filled.catalog, other, "done")
+    with filled.catalog.read() as conn:
+        assert conn.execute(select(func.count()).select_from(Vector)).scalar() == 40
+
+
+def break_part(filled, number):
+    """Change a bit in a part's file; return its path."""
+    view = snapshot(filled.catalog, filled.space)
+    part = filled.store.path(view.parts[number].name)
+    os.chmod(part, 0o600)
+    with open(part, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([byte[0] ^ 1]))
+    return part
+
+
+def test_a_damaged_part_is_refused_while_nothing_is_removed_yet(filled, lease):
+    part = break_part(filled, 0)
+    before = snapshot(filled.catalog, filled.space)
+    with pytest.raises(PartError, match=f"{part} .*check --deep --repair"):
+        forget(filled.catalog, lease, [path(filled, b"0000007.jpg")])
+    assert snapshot(filled.catalog, filled.space) == before
+    with filled.catalog.read() as conn:
+        assert conn.execute(select(func.count()).select_from(Vector)).scalar() == 40
+    assert forget(filled.catalog, lease, [path(filled, b"holiday")]).images == 20
+
+
+DIE = """
+import os, sys
+import numpy as np
+from storage import durable, home
+from storage.catalog import Catalog
+from storage.forget import forget
+from storage.home import Home
+from storage.runs import start_run
+_, folder, url, path, least = sys.argv
+catalog = Catalog.open(Home(folder, url or None), write=True)
+lease = start_run(catalog, "forget")
+def watch(event, args):
+    if event == "os.rename" and len(args) and os.fsdecode(args[1]).endswith(least):
+        os.kill(os.getpid(), 9)
+sys.addaudithook(watch)
+forget(catalog, lease, [os.fsencode(path)])
+"""
+
+
+@pytest.mark.parametrize("killed_at", [".ids.npy", ".faiss"])
+def test_a_forget_that_was_killed_is_finished_by_the_next(filled, killed_at):
+    home, vector = filled.catalog.home, filled.x[7].tobytes()
+    name = path(filled, b"0000007.jpg")
+    command = [sys.executable, "-c", DIE, home.path, home.catalog_url or ""]
+    died = subprocess.run([*command, os.fsdecode(name), killed_at], timeout=120, check=False)
+    assert died.returncode == -9
+    assert holds(home.path, vector)
+    lease = start_run(filled.catalog, "forget")
+    if killed_at == ".ids.npy":  # between the records and the parts
+        result = forget(filled.catalog, lease, [name])
+        assert (result.images, result.files, result.vectors) == (0, 0, 1)
+        assert snapshot(filled.catalog, filled.space).generation.n == 39
+    with pytest.raises(RootError, match="nothing is known"):
+        forget(filled.catalog, lease, [name])
+    filled.catalog.close()
+    assert holds(home.path, vector) == []
+    assert check(filled.catalog, deep=True) == []
+
+
+def test_a_mistyped_path_keeps_the_others_from_being_forgotten(filled, lease):
+    with pytest.raises(RootError, match="nothing is known"):
+        forget(filled.catalog, lease, [path(filled, b"holiday"), path(filled, b"hloiday")])
     with filled.catalog.read() as conn:
         assert conn.execute(select(func.count()).select_from(Vector)).scalar() == 40
