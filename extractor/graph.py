@@ -150,12 +150,12 @@ def cut(network: nn.Module, traced: Traced, node: str, pooling: str) -> Features
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
     found: set[fx.Node] = set()
-    todo = [node]
-    while todo:
-        node = todo.pop()
+    ahead = [node]
+    while ahead:
+        node = ahead.pop()
         if node not in found:
             found.add(node)
-            todo.extend(node.all_input_nodes)
+            ahead.extend(node.all_input_nodes)
     return found
 
 
