@@ -4,6 +4,7 @@ This module and the commands' modules import click alone, so that ``--help`` ans
 everything heavy is imported inside the commands.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -95,12 +96,15 @@ def cli(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command line; every trouble is one line on stderr and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - stays open to the end
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):  # a terminal that can't show a name must not end a run
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _run()
-        sys.stdout.flush()
+        code = _flushed(code)
     except BrokenPipeError:  # the reader wanted no more, `| head`: not our trouble
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -127,12 +131,28 @@ def _run() -> int:
         return _trouble(error)
 
 
+def _flushed(code: int) -> int:
+    """Write what stdout still holds; return ``code``, or that of what could not be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _trouble(error)
+    return code
+
+
 def _trouble(error: Exception) -> int:
     if os.environ.get("LOOKALIKE_DEBUG"):
         traceback.print_exception(error)
     code = expected_code(error)
     if code is not None:
         return _say(str(error), code)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return _say("no space left where the output goes", 5)
+    if isinstance(error, UnicodeEncodeError):
+        return _say("an option holds bytes that are not UTF-8; only paths may", 2)
     kind = type(error).__name__
     return _say(f"{kind}: {error} (a bug; set LOOKALIKE_DEBUG=1 for the traceback)", 1)
 

@@ -1,5 +1,6 @@
 import importlib
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from flows.errors import FlowError
 from flows.report import EXIT_ORDER
 from search.errors import QueryError
 from storage import errors as storage_errors
+from storage.catalog import Catalog
+from storage.home import Home
 from tests.flows.terminal import CHECKOUT, loaded, lookalike, python
 
 HEAVY = {"torch", "torchvision", "prefect", "sqlalchemy", "pydantic", "numpy", "PIL", "faiss"}
@@ -279,3 +282,24 @@ def test_the_page_of_the_docs_is_fresh_and_a_stale_one_is_noticed(tmp_path: Path
     assert python(str(copy / "cli.py"), "--check", env=env).returncode == 1
     assert python(str(copy / "cli.py"), env=env).returncode == 0
     assert (copy / "cli.md").read_text() == (CHECKOUT / "docs" / "cli.md").read_text()
+
+
+@pytest.mark.parametrize("command", [("spaces", "use", b"\xff"), ("retry", "--class", b"\xff")])
+def test_text_that_is_not_utf_8_is_wrong_usage(command: tuple[str | bytes, ...]) -> None:
+    folder = os.environ["LOOKALIKE_HOME"]
+    with Catalog.open(Home(folder), write=True):
+        pass
+    done = lookalike(*command, code=2)
+    assert done.stderr == ("lookalike: an option holds bytes that are not UTF-8; only paths may\n")
+
+
+def test_an_output_that_takes_nothing_is_one_line() -> None:
+    command = f"{shlex.quote(sys.executable)} -m flows.cli status"
+    for output, code, said in (
+        (">&-", 0, ""),
+        (">/dev/full", 5, "lookalike: no space left where the output goes\n"),
+    ):
+        done = subprocess.run(
+            f"{command} {output}", shell=True, cwd=CHECKOUT, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (code, said)
