@@ -20,7 +20,7 @@ def extract_step(order: ChunkOrder) -> dict[str, Any]:
     """Extract the chunk's wanted images and commit all of it in one transaction.
 
     What was not finished (a stop was asked for) is given back.  Returns the outcomes, failures by
-    class, seconds by stage and the facts of the computation.
+    class and seconds by stage.
     """
     try:
         return _extract(order)
@@ -72,7 +72,7 @@ def _extract(order: ChunkOrder) -> dict[str, Any]:
             failures=_failures(extracted.failures),
             part=part,
         )
-    return _chunk_result(result, seconds, facts)
+    return _chunk_result(result, seconds)
 
 
 def default_workers() -> int:
@@ -128,13 +128,10 @@ def _failures(failures: Sequence[Any]) -> list[FailedItem]:
     ]
 
 
-def _chunk_result(
-    result: CommitResult, seconds: dict[str, float], facts: dict[str, Any]
-) -> dict[str, Any]:
+def _chunk_result(result: CommitResult, seconds: dict[str, float]) -> dict[str, Any]:
     done = {outcome: n for outcome, n in result.outcomes.items() if outcome != "pending"}
     return {
         "outcomes": done,
         "failures": dict(result.failures_by_class),
         "seconds": seconds,
-        "facts": facts,
     }

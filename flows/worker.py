@@ -115,7 +115,6 @@ def scan_step(order: ScanOrder) -> dict[str, Any]:
     """Scan one root and record its changes.  Raises ``RootUnavailable`` or ``LeaseHeld``."""
     bench = bench_for(order.place.home, order.place.catalog_url)
     deadline = time.monotonic() + ROOT_WAIT_S
-
     while True:
         try:
             result = scan_root(

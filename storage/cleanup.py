@@ -67,8 +67,12 @@ def _replaced(
 def orphans(catalog: Catalog, space: SpaceInfo) -> list[str]:
     """Return the paths of files in the space's folders that no row of the catalog names.
 
-    Files of runs that still run are not among them: they may be about to commit.
+    Files of runs that still run are not among them: they may be about to commit.  The folders are
+    looked at before the catalog: of every file that is seen, the run was recorded before then.
     """
+    home = catalog.home
+    folders = (home.parts_dir(space.fingerprint), home.index_dir(space.fingerprint))
+    seen = [(folder, name) for folder in folders for name in _names(folder)]
     with catalog.read() as conn:
         known = set(conn.execute(select(Part.name).where(Part.space_id == space.id)).scalars())
         known |= set(
@@ -76,14 +80,15 @@ def orphans(catalog: Catalog, space: SpaceInfo) -> list[str]:
         )
         running = set(conn.execute(select(Run.id).where(Run.state == "running")).scalars())
     found = []
-    home = catalog.home
-    for folder in (home.parts_dir(space.fingerprint), home.index_dir(space.fingerprint)):
-        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        for name in names:
-            run = _OWN_FILE.match(name)
-            if name.split(".")[0] not in known and not (run and run["run"] in running):
-                found.append(os.path.join(folder, name))
+    for folder, name in seen:
+        run = _OWN_FILE.match(name)
+        if name.split(".")[0] not in known and not (run and run["run"] in running):
+            found.append(os.path.join(folder, name))
     return found
+
+
+def _names(folder: str) -> list[str]:
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
 def _delete_orphans(catalog: Catalog, space: SpaceInfo, keep_s: float) -> int:

@@ -298,3 +298,19 @@ def test_damage_is_never_given_a_fresh_checksum(filled, lease, kind):
     assert compact(filled.catalog, lease, filled.space).rows_dropped == 0
     assert check(filled.catalog, deep=True) == []
     assert sorted(vectors(filled)) == [*range(20), *range(40, 60)]
+
+
+def test_a_part_that_a_run_writes_at_this_moment_is_no_orphan(filled, lease, monkeypatch):
+    # A run begins, and writes, just before the folder is looked at: it has yet to commit.
+    listdir, began = os.listdir, []
+
+    def listing(folder):
+        if not began:
+            began.append(start_run(filled.catalog, "index"))
+            filled.store.append(began[0].run_id, clustered(2, D), [b"a" * 32, b"b" * 32])
+        return listdir(folder)
+
+    filled.add(clustered(4, D))
+    monkeypatch.setattr(os, "listdir", listing)
+    assert delete_old_files(filled.catalog, lease, keep_s=0.0) == 0
+    assert len(listdir(filled.store.folder)) == 4
