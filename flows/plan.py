@@ -84,15 +84,10 @@ def plan(options: IndexOptions) -> Plan:
         No root was named, and none is known.
     """
     home = Home(options.home, options.catalog_url)
-    if nothing_is_made(home):
+    if not home.is_made():
         return _plan(None, options)
     with Catalog.open(home, write=False) as catalog:
         return _plan(catalog, options)
-
-
-def nothing_is_made(home: Home) -> bool:
-    """Return whether a home is as good as new: no store was ever recorded in it."""
-    return home.read_store_id() is None and not home.has_spaces()
 
 
 def _plan(catalog: Catalog | None, options: IndexOptions) -> Plan:

@@ -4,7 +4,7 @@ import os
 
 from flows.errors import NO_ROOT, FlowError
 from flows.job import IndexOptions, run_index
-from flows.plan import nothing_is_made, plan
+from flows.plan import plan
 from flows.progress import Progress
 from flows.report import Report
 from flows.signals import stop_on_signals
@@ -29,7 +29,7 @@ def run(options: IndexOptions, progress: Progress, *, prefect: str = "auto") -> 
         No root was named, and none is known; nothing was made then.
     """
     home = Home(options.home, options.catalog_url)
-    if not options.roots and nothing_is_made(home) and not os.path.exists(home.sqlite):
+    if not options.roots and not home.is_made() and not os.path.exists(home.sqlite):
         raise FlowError(NO_ROOT)
     try:
         with stop_on_signals(options, progress) as stop:

@@ -89,6 +89,10 @@ class Home:
             return any(True for _ in entries)
         return False
 
+    def is_made(self) -> bool:
+        """Return whether a store was ever recorded here; if not, the home is as good as new."""
+        return self.read_store_id() is not None or self.has_spaces()
+
     def read_store_id(self) -> str | None:
         """Return the store id of ``store.json``, or None where there is no such file.
 

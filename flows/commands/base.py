@@ -102,8 +102,7 @@ def opened(ctx: click.Context, *, write: bool = False) -> Iterator["Catalog"]:
     from storage.catalog import Catalog
 
     home = settings_of(ctx).settings.home_()
-    made = home.read_store_id() is not None or home.has_spaces()
-    catalog = Catalog.open(home, write=write and made)
+    catalog = Catalog.open(home, write=write and home.is_made())
     try:
         yield catalog
     finally:
