@@ -1,7 +1,7 @@
 """The job: scan the roots, extract what is pending, publish.  Ordinary functions, no Prefect.
 
 ``run_index`` is the one loop that serves both ways of running: it hands its steps to whatever
-``Steps`` it was given, plain threads here or Prefect tasks in ``flows.index``.
+``Steps`` it was given, plain threads here or Prefect tasks in ``flows.tasks``.
 """
 
 import time

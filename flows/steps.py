@@ -1,4 +1,4 @@
-"""How the steps of a run are carried out: here on plain threads, in ``flows.index`` as tasks."""
+"""How the steps of a run are carried out: here on plain threads, in ``flows.tasks`` as tasks of Prefect."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol

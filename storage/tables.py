@@ -244,6 +244,10 @@ class Run(Base):
     pid: Mapped[int]
     process_start: Mapped[str]
     report: Mapped[dict[str, Any] | None]
+    flow_run: Mapped[str | None]
+    """Id of the flow run in Prefect that carries it out, if any."""
+    stopping: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether it was asked to stop; what its workers on other hosts look at."""
 
 
 class Claim(Base):
@@ -252,11 +256,11 @@ class Claim(Base):
     __tablename__ = "claims"
     __table_args__ = (Index("ix_claims_run", "run_id", "chunk"),)
     kind: Mapped[str] = mapped_column(primary_key=True)
-    """``root``, ``file`` or ``space``."""
+    """``root``, ``file``, ``image`` or ``space``."""
     space_id: Mapped[int] = mapped_column(primary_key=True)
     """0 for a root."""
     subject_id: Mapped[int] = mapped_column(primary_key=True)
-    """Root, file or space."""
+    """Root, file, image or space."""
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
     chunk: Mapped[int]
     """Number of the chunk inside its run; 0 for roots and spaces."""
@@ -278,9 +282,31 @@ class Generation(Base):
     n: Mapped[int]
     factory: Mapped[str]
     """FAISS ``index_factory`` string."""
+    requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether somebody asked for this ``factory``; else it follows from number and size."""
     parameters: Mapped[dict[str, Any]]
     """Search-time parameters: ``nprobe``, ``efSearch``."""
     size_bytes: Mapped[int]
     checksum: Mapped[str]
     rowmap_checksum: Mapped[str]
     created_at: Mapped[float]
+
+
+class Recall(Base):
+    """How well one published index found what exact search finds; kept when the index goes."""
+
+    __tablename__ = "recalls"
+    __table_args__ = (Index("ix_recalls_space", "space_id", "id"), NEVER_AGAIN)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    space_id: Mapped[int] = mapped_column(ForeignKey("spaces.id", ondelete="CASCADE"))
+    generation: Mapped[str]
+    """Name of the generation that was measured."""
+    factory: Mapped[str]
+    n: Mapped[int]
+    """Vectors in the index."""
+    k: Mapped[int]
+    queries: Mapped[int]
+    """Vectors of the seeded sample that were searched."""
+    recall: Mapped[float]
+    """Share of the k nearest that the index found, 0 to 1."""
+    measured_at: Mapped[float]

@@ -387,7 +387,7 @@ def test_a_stop_in_the_middle_of_a_scan_fails_no_task(
 
 
 def test_the_tasks_have_their_names() -> None:
-    from flows.index import extract_chunk, publish, scan
+    from flows.tasks import extract_chunk, publish, scan
 
     assert [task.name for task in (scan, extract_chunk, publish)] == [
         "scan",
@@ -530,7 +530,7 @@ def test_a_task_is_tried_again_only_where_the_store_was_out_of_reach(
     from prefect.states import Failed
 
     from flows.call import Call, carrying_out
-    from flows.index import extract_chunk, worth_retrying
+    from flows.tasks import extract_chunk, worth_retrying
 
     error = CatalogError("trouble")
     error.__cause__ = cause
@@ -622,7 +622,7 @@ def test_a_report_that_prefect_does_not_take_is_told(
 def test_a_stop_before_our_handler_is_in_force_is_an_interruption(
     tree: str, tmp_path: Path, use_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import flows.index
+    import flows.story
 
     stopped: list[int] = []
 
@@ -630,7 +630,7 @@ def test_a_stop_before_our_handler_is_in_force_is_an_interruption(
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    monkeypatch.setattr(flows.index, "_carried_out", stop_early)
+    monkeypatch.setattr(flows.story, "_carried_out", stop_early)
     before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     try:
         with pytest.raises(KeyboardInterrupt):
