@@ -1,4 +1,4 @@
-"""How the steps of a run are carried out: here on plain threads, in ``flows.tasks`` as tasks of Prefect."""
+"""How the steps of a run are carried out: here on threads, in ``flows.tasks`` as Prefect tasks."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
