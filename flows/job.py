@@ -31,6 +31,19 @@ from storage.spaces import SpaceInfo
 
 
 @dataclass(frozen=True)
+class Only:
+    """Which files of the roots a run is about; every condition narrows."""
+
+    globs: tuple[str, ...] = ()
+    """The file's path in its root matches one of them."""
+    since_ns: int | None = None
+    until_ns: int | None = None
+    """Last modified at or after the one and before the other, in ns since 1970."""
+    failed: bool = False
+    """Only files with a recorded failure."""
+
+
+@dataclass(frozen=True)
 class IndexOptions:
     """What one run of ``index`` was asked to do."""
 
@@ -48,6 +61,19 @@ class IndexOptions:
     index_spec: str | None = None
     max_failures: float | None = None
     """Share of the images of this run that may fail; None for no limit."""
+    kind: str = "index"
+    """Kind of the run in the catalog: ``index`` or ``backfill``."""
+    scan: bool = True
+    """False: the roots are looked at, and not walked."""
+    only: Only = field(default_factory=Only)
+    publish_always: bool = False
+    """Publish at the end of a run that extracted something, also where it is not due."""
+    runner: str = "thread"
+    """``thread``, or ``dask``."""
+    cluster: str | None = None
+    """With ``dask``: a scheduler's address, a number of local workers, or a YAML file."""
+    flow_run: str | None = None
+    """Id of the flow run in Prefect."""
 
 
 @dataclass
