@@ -1,7 +1,7 @@
 """A Postgres server for the tests: one for each test process, one database for each test.
 
-It listens on a socket in a folder of its own, keeps nothing durable, and ends with the process that
-started it, however that ends.
+It listens on a socket in a folder of its own, keeps nothing durable unless asked to, and ends with
+the process that started it, however that ends.
 """
 
 import contextlib
@@ -55,8 +55,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server() -> Iterator[Server]:
+def running_server(*, durable: bool = False) -> Iterator[Server]:
     """Yield the server of ``TEST_POSTGRES_URL``, else one that is started here.
+
+    ``durable`` lets it sync what it commits, as a server must that is measured.
 
     Raises
     ------
@@ -70,7 +72,7 @@ def running_server() -> Iterator[Server]:
     reasons = []
     for binaries in _installations():
         try:
-            server = _Started(binaries)
+            server = _Started(binaries, durable=durable)
         except (OSError, subprocess.SubprocessError, NoServer) as err:
             reasons.append(f"{binaries}: {err}")
             continue
@@ -85,7 +87,7 @@ def running_server() -> Iterator[Server]:
 class _Started:
     """A server process below a shell that outlives nothing."""
 
-    def __init__(self, binaries: str) -> None:
+    def __init__(self, binaries: str, *, durable: bool) -> None:
         account = _account()
         folder = tempfile.mkdtemp(prefix="lookalike-pg-")
         options: dict[str, Any] = {"cwd": folder, "env": {**os.environ, "FOLDER": folder}}
@@ -95,7 +97,7 @@ class _Started:
         try:
             _initialise(binaries, folder, options)
             command = [f"{binaries}/postgres", "-D", "data", "-k", folder, "-h", ""]
-            settings = [f"--{name}=off" for name in FAST]
+            settings = [] if durable else [f"--{name}=off" for name in FAST]
             with open(f"{folder}/log", "wb") as log:
                 self._shell = subprocess.Popen(
                     ["sh", "-c", WATCHED, "sh", *command, *settings],

@@ -1,0 +1,114 @@
+"""What Prefect costs: the same run of ``lookalike index`` with it and without it.
+
+Small drawn pictures go through a tiny network, each time into a new home and in a process of its
+own, with a server of Prefect running beside it; the two ways take turns, so that a busy machine
+slows both alike.  What is compared:
+
+``process``
+    The command from its start to its end; the import of Prefect is in it.
+``run``
+    What the run's own report says it took.
+
+    python benchmarks/orchestration.py [--pictures 10000] [--pairs 3] [--json OUT]
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from flows.server import temporary_server
+
+WAYS = {"plain": "--no-prefect", "prefect": "--prefect"}
+COMMAND = ("index", "--model", "shufflenet_v2_x0_5", "--weights", "random:0", "--json")
+
+
+def main() -> None:
+    """Draw the pictures, start the server, and run both ways in turns."""
+    args = _arguments()
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"{args.pictures:,} pictures, {machine}")
+    pairs = []
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = os.path.join(folder, "pictures")
+        draw(pictures, args.pictures)
+        with temporary_server(os.path.join(folder, "server")) as url:
+            for number in range(args.pairs + 1):
+                # Which of the two goes first alternates, so that a drift favours neither.
+                ways = list(WAYS) if number % 2 else list(reversed(WAYS))
+                pair = {way: timed(way, url, pictures, folder) for way in ways}
+                if number:  # the first pair warms the caches
+                    pairs.append(pair)
+                    print(f"pair {number}: {line(pair)}", flush=True)
+    for what in ("process", "run"):
+        extra = [pair["prefect"][what] / pair["plain"][what] - 1 for pair in pairs]
+        seconds = statistics.median(pair["prefect"][what] - pair["plain"][what] for pair in pairs)
+        share = f"median {statistics.median(extra):+.1%} ({min(extra):+.1%} to {max(extra):+.1%})"
+        print(f"Prefect costs, by {what}: {share}, {seconds:+.1f} s")
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(
+                {"machine": machine, "pictures": args.pictures, "pairs": pairs}, file, indent=2
+            )
+
+
+def draw(folder: str, pictures: int) -> None:
+    """Draw different pictures of 64 x 64 pixels."""
+    os.makedirs(folder)
+    rng = np.random.default_rng(0)
+    for n in range(pictures):
+        pixels = np.kron(rng.integers(0, 256, (8, 8, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+        Image.fromarray(pixels).save(os.path.join(folder, f"{n:06}.jpg"), quality=90)
+
+
+def timed(way: str, url: str, pictures: str, folder: str) -> dict[str, float]:
+    """Index all pictures into a new home; return seconds of process and run."""
+    home = os.path.join(folder, "home")
+    command = [sys.executable, "-m", "flows.cli", "--home", home, *COMMAND, WAYS[way], pictures]
+    started = time.perf_counter()
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PREFECT_API_URL": url},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    seconds = time.perf_counter() - started
+    report = json.loads(done.stdout)
+    if report["extracted"] != len(os.listdir(pictures)):
+        sys.exit(f"{report['extracted']} pictures were extracted, there are others")
+    shutil.rmtree(home)
+    return {"process": seconds, "run": report["duration_s"]}
+
+
+def line(pair: dict[str, dict[str, float]]) -> str:
+    """Return one pair as a line."""
+    said = (
+        f"{way} {seconds['process']:.1f} s ({seconds['run']:.1f} s the run)"
+        for way, seconds in pair.items()
+    )
+    return ", ".join(said)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pictures", type=int, default=10_000)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--json", metavar="OUT")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
