@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from flows.progress import counted
 from storage.catalog import Catalog
-from storage.chunks import Chunk, Scope, claim_chunk, pending_elsewhere
+from storage.chunks import Chunk, claim_chunk, pending_elsewhere
+from storage.pending import Scope
 from storage.runs import Lease, reap
 from storage.spaces import SpaceInfo
 
@@ -64,7 +65,7 @@ class Claiming:
                 number=number,
                 limit=self.size.limit,
                 after_file_id=after,
-                roots=self.scope,
+                scope=self.scope,
             )
             if chunk is not None:
                 after = chunk.work[-1].file_id

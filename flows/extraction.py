@@ -84,8 +84,7 @@ def default_workers() -> int:
 def give_back_chunk(order: ChunkOrder) -> None:
     """Return the claims of a chunk that could not be worked on."""
     bench = bench_for(order.place.home, order.place.catalog_url)
-    ids = [work.file_id for work in order.chunk.work]
-    give_back(bench.catalog, order.place.lease, ids)
+    give_back(bench.catalog, order.place.lease, order.chunk)
 
 
 class timed:  # noqa: N801 - reads like a statement

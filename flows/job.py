@@ -20,10 +20,10 @@ from flows.spaces import SpaceChoice, disk_needed_bytes, find_spaces, make_space
 from flows.steps import Steps
 from flows.worker import Bench, bench_for
 from storage.catalog import Catalog
-from storage.chunks import Scope, pending_counts
 from storage.cleanup import delete_old_files
 from storage.errors import DiskFull, LeaseHeld, StorageError
 from storage.home import free_bytes
+from storage.pending import Scope, pending_counts
 from storage.publish import publish_due
 from storage.roots import RootInfo
 from storage.runs import Heartbeat, Lease, finish_run, reap, start_run

@@ -19,10 +19,10 @@ from flows.spaces import (
     vectors_need_bytes,
 )
 from storage.catalog import Catalog
-from storage.chunks import pending_counts
 from storage.errors import ManifestError, RootUnavailable
 from storage.files import ScanResult, scan_root
 from storage.home import Home
+from storage.pending import Scope, pending_counts
 from storage.publish import publish_due
 from storage.roots import RootInfo, list_roots, resolve_root
 from storage.spaces import SpaceInfo
@@ -96,7 +96,7 @@ def _plan(catalog: Catalog | None, options: IndexOptions) -> Plan:
         raise FlowError(NO_ROOT)
     scanned, unavailable = _scans(catalog, options, roots)
     fresh = sum(sum(scan.reasons.get(why, 0) for why in READING) for _, scan in scanned)
-    scope = [(root.id, root.under) for root, _ in scanned if root.id]
+    scope = Scope(tuple((root.id, root.under) for root, _ in scanned if root.id))
     found = [] if catalog is None else find_spaces(catalog, options.choice)
     spaces = [_space(catalog, space, scope, fresh) for space in found if catalog is not None]
     if not spaces:
@@ -141,9 +141,7 @@ def _scans(
     return found, unavailable
 
 
-def _space(
-    catalog: Catalog, space: SpaceInfo, scope: list[tuple[int, bytes]], fresh: int
-) -> dict[str, Any]:
+def _space(catalog: Catalog, space: SpaceInfo, scope: Scope, fresh: int) -> dict[str, Any]:
     pending = pending_counts(catalog, space, scope).total + fresh
     return {
         "space": space.name,

@@ -8,6 +8,7 @@ from flows.errors import NO_ROOT, FlowError
 from flows.orders import ScanOrder
 from storage.catalog import Catalog
 from storage.errors import LeaseHeld, ManifestError, RootError, RootUnavailable
+from storage.pending import Scope
 from storage.roots import RootInfo, add_root, find_root, inside, list_roots
 
 if TYPE_CHECKING:
@@ -56,13 +57,13 @@ def known_root(catalog: Catalog, path: bytes, options: "IndexOptions") -> RootIn
         return None
 
 
-def scan_roots(job: "Job", roots: list[RootInfo]) -> list[int | tuple[int, bytes]]:
+def scan_roots(job: "Job", roots: list[RootInfo]) -> Scope:
     """Scan one root after the other; return the scope of those that could be scanned.
 
     Nothing of the others may change: their files are not there, or in other hands.
     """
     scanned = [root for root in roots if not job.stopped and _scan(job, root)]
-    return [(root.id, root.under) if root.under else root.id for root in scanned]
+    return Scope(tuple((root.id, root.under) for root in scanned))
 
 
 def _scan(job: "Job", root: RootInfo) -> bool:

@@ -7,9 +7,9 @@ from typing import Any
 from sqlalchemy import Connection, case, func, select
 
 from storage.catalog import Catalog
-from storage.chunks import pending_counts
 from storage.failures import counts_by_class
 from storage.owner import Owner, is_gone, this_process
+from storage.pending import pending_counts
 from storage.spaces import list_spaces
 from storage.tables import File, Generation, Image, Part, Root, Run, Space, Vector
 

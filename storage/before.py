@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, exists, or_, select
+from sqlalchemy import Connection, Select, exists, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
-from storage.chunks import Chunk, quarantined
+from storage.chunks import Chunk, claims_of
 from storage.outcomes import Before
+from storage.pending import quarantined
 from storage.runs import Lease
 from storage.scan import Signature
 from storage.slices import sliced
@@ -32,16 +33,6 @@ class Record:
     digest: bytes
     failure_class: str
     stands: bool
-
-
-def claims_of(lease: Lease, chunk: Chunk) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions for the claims of a chunk."""
-    return (
-        Claim.kind == "file",
-        Claim.space_id == chunk.space_id,
-        Claim.run_id == lease.run_id,
-        Claim.chunk == chunk.number,
-    )
 
 
 def image_ids(conn: Connection, digests: Iterable[bytes]) -> dict[bytes, int]:

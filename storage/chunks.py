@@ -1,44 +1,18 @@
-"""What is pending, as a query, and the chunks of it that runs claim.
-
-A live file is pending in a space when its bytes must be read (never hashed, changed since, or too
-young when they were hashed), or when they are known and their image has no vector there.  A file
-whose read failed for good under this very signature, and an image that can't be decoded or passed
-forward, wait for a changed file, a new decode version or ``lookalike retry``.
-"""
+"""The chunks of pending files that runs claim; what is pending is said in ``storage.pending``."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Select,
-    and_,
-    case,
-    delete,
-    exists,
-    func,
-    or_,
-    select,
-    true,
-)
+from sqlalchemy import ColumnElement, Connection, Select, case, delete, exists, func, select
 
 from storage.catalog import Catalog
 from storage.database import insert_into
-from storage.roots import within
+from storage.pending import Scope, in_scope, pending, quarantined, settled
 from storage.runs import Lease, check_lease
-from storage.slices import sliced
 from storage.spaces import SpaceInfo
 from storage.tables import Claim, Failure, File, Image, Root, Run, Vector
-
-Scope = Iterable[int | tuple[int, bytes]]
-"""Root ids, or pairs of a root id and a relative path: that file, or what lies below it."""
-
-SEEN = (File.seen_size_bytes, File.seen_mtime_ns, File.seen_ctime_ns, File.seen_inode)
-HASHED = (File.digest_size_bytes, File.digest_mtime_ns, File.digest_ctime_ns, File.digest_inode)
-FAILED = (Failure.size_bytes, Failure.mtime_ns, Failure.ctime_ns, Failure.inode)
 
 
 @dataclass(frozen=True)
@@ -64,84 +38,14 @@ class Chunk:
     work: tuple[Work, ...]
 
 
-@dataclass(frozen=True)
-class Pending:
-    """How much is pending in a space.
-
-    ``to_read`` files must be read to know their content, ``to_extract`` distinct images are known
-    and have no vector.  ``total`` files would be claimed, with ``bytes`` bytes.
-    """
-
-    to_read: int
-    to_extract: int
-    total: int
-    bytes: int
-
-
-def settled() -> ColumnElement[bool]:
-    """Return the condition that a file's bytes are known as they are now."""
-    same = [seen == hashed for seen, hashed in zip(SEEN, HASHED, strict=True)]
-    # The two that are not null come first: what is compared with null is neither true nor false.
-    read = (File.image_id.is_not(None), File.digest_size_bytes.is_not(None))
-    return and_(*read, File.trusted.is_(true()), *same)
-
-
-def quarantined(decode_version: int, space_id: int) -> ColumnElement[bool]:
-    """Return the condition that a failure for good stands between an image and its vector."""
-    return and_(
-        Failure.transient.is_not(true()),
-        or_(
-            and_(Failure.stage == "decode", Failure.decode_version == decode_version),
-            and_(Failure.stage == "forward", Failure.space_id == space_id),
-        ),
+def claims_of(lease: Lease, chunk: Chunk) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions for the claims of a chunk."""
+    return (
+        Claim.kind == "file",
+        Claim.space_id == chunk.space_id,
+        Claim.run_id == lease.run_id,
+        Claim.chunk == chunk.number,
     )
-
-
-def pending(space: SpaceInfo, scope: Scope | None = None) -> Select[Any]:
-    """Return the query for pending files, joined to their images; it selects no column yet.
-
-    Parameters
-    ----------
-    space
-        Where vectors are missing.
-    scope
-        Only these roots and sub-paths; None is everything.
-    """
-    unreadable = exists().where(
-        Failure.stage == "read",
-        Failure.file_id == File.id,
-        Failure.transient.is_not(true()),
-        *(failed == seen for failed, seen in zip(FAILED, SEEN, strict=True)),
-    )
-    has_vector = exists().where(Vector.space_id == space.id, Vector.image_id == File.image_id)
-    hopeless = exists().where(
-        Failure.digest == Image.digest, quarantined(space.decode_version, space.id)
-    )
-    query = (
-        select()
-        .select_from(File)
-        .outerjoin(Image, Image.id == File.image_id)
-        .where(
-            File.state == "live",
-            or_(~settled(), and_(~has_vector, ~hopeless)),
-            ~unreadable,
-        )
-    )
-    return query if scope is None else query.where(_in_scope(scope))
-
-
-def pending_counts(catalog: Catalog, space: SpaceInfo, roots: Scope | None = None) -> Pending:
-    """Count what is pending in a space, with one query."""
-    is_settled = settled()
-    query = pending(space, roots).add_columns(
-        func.count(case((~is_settled, 1))),
-        func.count(case((is_settled, File.image_id)).distinct()),
-        func.count(),
-        func.coalesce(func.sum(File.seen_size_bytes), 0),
-    )
-    with catalog.read() as conn:
-        to_read, to_extract, total, size = conn.execute(query).one()
-    return Pending(to_read, to_extract, total, int(size))
 
 
 def claim_chunk(  # noqa: PLR0913 -- three say where, four what
@@ -152,7 +56,9 @@ def claim_chunk(  # noqa: PLR0913 -- three say where, four what
     number: int,
     limit: int,
     after_file_id: int = 0,
-    roots: Scope | None = None,
+    scope: Scope | None = None,
+    among: Sequence[int] | None = None,
+    passed: list[int] | None = None,
 ) -> Chunk | None:
     """Claim the next pending files for a run; no two claims of a space share a file.
 
@@ -165,8 +71,13 @@ def claim_chunk(  # noqa: PLR0913 -- three say where, four what
     after_file_id
         The last file of the run's chunk before: a run that passes it on tries each file once,
         also one that stays pending because it is busy.
-    roots
-        Only these roots and sub-paths.
+    scope
+        Only these files.
+    among
+        Only files with these ids, of those ``passed`` before.
+    passed
+        Receives the ids of files that were not taken, because another chunk has their image in
+        work.
 
     Returns
     -------
@@ -181,8 +92,10 @@ def claim_chunk(  # noqa: PLR0913 -- three say where, four what
     claimed = exists().where(
         Claim.kind == "file", Claim.space_id == space.id, Claim.subject_id == File.id
     )
-    query = pending(space, roots).where(~claimed).order_by(File.id).limit(limit)
+    query = pending(space, scope).where(~claimed).order_by(File.id).limit(limit)
     row = {"kind": "file", "space_id": space.id, "run_id": lease.run_id, "chunk": number}
+    if among is not None:
+        query = query.where(File.id.in_(among))
     while True:
         # Looked up without a lock first: passing over a million files that are not pending takes
         # a second, in which nobody else should have to wait.
@@ -202,9 +115,9 @@ def claim_chunk(  # noqa: PLR0913 -- three say where, four what
 
 
 def pending_elsewhere(
-    catalog: Catalog, lease: Lease, space: SpaceInfo, roots: Scope | None = None
+    catalog: Catalog, lease: Lease, space: SpaceInfo, scope: Scope | None = None
 ) -> int:
-    """Count the files that other running runs have claimed in a space, of some roots or of all."""
+    """Count the files that other running runs have claimed in a space, of a scope or of all."""
     query = (
         select(func.count())
         .select_from(Claim)
@@ -216,23 +129,20 @@ def pending_elsewhere(
             Run.state == "running",
         )
     )
-    if roots is not None:
-        query = query.join(File, File.id == Claim.subject_id).where(_in_scope(list(roots)))
+    if scope is not None:
+        query = (
+            query.join(File, File.id == Claim.subject_id)
+            .outerjoin(Image, Image.id == File.image_id)
+            .where(*in_scope(scope, space))
+        )
     with catalog.read() as conn:
         return conn.execute(query).scalar_one()
 
 
-def give_back(catalog: Catalog, lease: Lease, file_ids: Iterable[int]) -> None:
-    """Drop the run's claims of these files: they are pending for everyone again."""
+def give_back(catalog: Catalog, lease: Lease, chunk: Chunk) -> None:
+    """Drop the claims of a chunk: its files are pending for everyone again."""
     with catalog.write() as conn:
-        for some in sliced(file_ids):
-            conn.execute(
-                delete(Claim).where(
-                    Claim.kind == "file",
-                    Claim.run_id == lease.run_id,
-                    Claim.subject_id.in_(some),
-                )
-            )
+        conn.execute(delete(Claim).where(*claims_of(lease, chunk)))
 
 
 def known_digest(catalog: Catalog, space: SpaceInfo, digest: bytes) -> str:
@@ -256,23 +166,6 @@ def known_digest(catalog: Catalog, space: SpaceInfo, digest: bytes) -> str:
         if conn.execute(vector).first() is not None:
             return "vector"
         return "unknown" if conn.execute(failure).first() is None else "failed"
-
-
-def _in_scope(scope: Scope) -> ColumnElement[bool]:
-    """Return the condition that a file lies in one of the roots or sub-paths."""
-    # The sum keeps SQLite from taking the index of roots: it would sort the whole root for a
-    # chunk, where going along the ids stops at the last file of it.
-    root_id = File.root_id + 0
-    scope = list(scope)
-    whole = [item for item in scope if isinstance(item, int)]
-    return or_(
-        root_id.in_(whole),
-        *(
-            and_(root_id == item[0], within(File.path, item[1])) if item[1] else root_id == item[0]
-            for item in scope
-            if not isinstance(item, int)
-        ),
-    )
 
 
 def _take(conn: Connection, query: Select[Any], row: dict[str, Any]) -> tuple[Work, ...]:

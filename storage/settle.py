@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from storage.before import Held, Record, claims_of, image_ids
-from storage.chunks import Chunk
+from storage.before import Held, Record, image_ids
+from storage.chunks import Chunk, claims_of
 from storage.database import insert_into
 from storage.errors import SpaceError
 from storage.outcomes import Before, Outcomes

@@ -14,18 +14,11 @@ from sqlalchemy import delete, insert, select, update
 
 from storage.catalog import Catalog
 from storage.changes import Change, Reason
-from storage.chunks import (
-    Chunk,
-    Pending,
-    claim_chunk,
-    give_back,
-    known_digest,
-    pending_counts,
-    pending_elsewhere,
-)
+from storage.chunks import Chunk, claim_chunk, give_back, known_digest, pending_elsewhere
 from storage.errors import LeaseLost
 from storage.files import apply_changes
 from storage.leases import finish_run
+from storage.pending import Pending, Scope, pending_counts
 from storage.roots import RootInfo, add_root
 from storage.runs import Lease, start_run
 from storage.scan import FileStat, Signature
@@ -132,42 +125,43 @@ def test_roots_and_sub_paths_restrict_what_is_claimed(job: Job, tmp_path: Path) 
     second.scan()
     one, two = job.root.id, second.root.id
 
-    def names(*roots: int | tuple[int, bytes]) -> list[bytes]:
-        total = pending_counts(job.catalog, job.space, iter(roots)).total
-        chunk = claim_chunk(
-            job.catalog, job.lease, job.space, number=70, limit=9, roots=iter(roots)
-        )
+    def names(*places: tuple[int, bytes]) -> list[bytes]:
+        scope = Scope(places)
+        assert bool(scope) == bool(places)
+        total = pending_counts(job.catalog, job.space, scope).total
+        chunk = claim_chunk(job.catalog, job.lease, job.space, number=70, limit=9, scope=scope)
+        if chunk:
+            give_back(job.catalog, job.lease, chunk)
         work = chunk.work if chunk else ()
-        give_back(job.catalog, job.lease, [item.file_id for item in work])
         assert total == len(work)
         return sorted(os.path.basename(item.path) for item in work)
 
     assert names() == []
-    assert names(one) == [b"1.jpg", b"2.jpg", b"4.jpg", b"a.jpg"]
-    assert names((one, b"")) == names(one)
+    assert names((one, b"")) == [b"1.jpg", b"2.jpg", b"4.jpg", b"a.jpg"]
     assert names((one, b"a")) == [b"1.jpg"]
-    assert names((one, b"a.jpg"), (one, b"b"), two) == [b"4.jpg", b"5.jpg", b"a.jpg"]
-    assert names(one, two) == [b"1.jpg", b"2.jpg", b"4.jpg", b"5.jpg", b"a.jpg"]
+    assert names((one, b"a.jpg"), (one, b"b"), (two, b"")) == [b"4.jpg", b"5.jpg", b"a.jpg"]
+    assert names((one, b""), (two, b"")) == [b"1.jpg", b"2.jpg", b"4.jpg", b"5.jpg", b"a.jpg"]
 
 
 def test_what_is_given_back_is_pending_for_everyone(job: Job, catalog: Catalog) -> None:
     root = enter(catalog, job.folder, 4)
     assert root.id
-    chunk = job.claim()
+    chunk, second = job.claim(limit=2), job.claim(limit=2)
     assert chunk is not None
+    assert second is not None
     other = start_run(catalog, "index")
     assert pending_elsewhere(catalog, job.lease, job.space) == 0
     assert pending_elsewhere(catalog, other, job.space) == 4
     assert pending_elsewhere(catalog, other, other_space(catalog)) == 0
-    assert pending_elsewhere(catalog, other, job.space, [job.root.id]) == 4
-    assert pending_elsewhere(catalog, other, job.space, [job.root.id + 1]) == 0
-    give_back(catalog, other, [work.file_id for work in chunk.work])  # not its own: stays
+    assert pending_elsewhere(catalog, other, job.space, Scope(((job.root.id, b""),))) == 4
+    assert pending_elsewhere(catalog, other, job.space, Scope(((job.root.id + 1, b""),))) == 0
+    give_back(catalog, other, chunk)  # not its own: stays
     assert len(claims(catalog)) == 4
-    give_back(catalog, job.lease, [chunk.work[0].file_id, chunk.work[2].file_id])
-    assert claims(catalog) == [(chunk.work[i].file_id, job.space.id) for i in (1, 3)]
+    give_back(catalog, job.lease, chunk)
+    assert claims(catalog) == [(work.file_id, job.space.id) for work in second.work]
     again = claim_chunk(catalog, other, job.space, number=1, limit=9)
     assert again is not None
-    assert again.work == (chunk.work[0], chunk.work[2])
+    assert again.work == chunk.work
     finish_run(catalog, job.lease, "done")
     assert pending_elsewhere(catalog, other, job.space) == 0
 

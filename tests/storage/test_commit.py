@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, select, update
 
 from storage.catalog import Catalog
-from storage.chunks import Chunk, claim_chunk, pending_counts
+from storage.chunks import Chunk, claim_chunk
 from storage.commit import CommitResult, FailedItem, FileRead, commit_chunk
 from storage.errors import LeaseLost, SpaceError
 from storage.failures import list_failures
 from storage.leases import finish_run
 from storage.outcomes import Before, decide
+from storage.pending import pending_counts
 from storage.roots import remove_root
 from storage.runs import Lease, start_run
 from storage.scan import Signature

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from storage.catalog import Catalog
-from storage.chunks import pending_counts
 from storage.failures import counts_by_class, list_failures, record, retry
+from storage.pending import pending_counts
 from storage.roots import add_root
 from storage.runs import Lease
 from storage.spaces import SpaceInfo, ensure_space

@@ -1,0 +1,151 @@
+"""What is pending, as a query, and which of it a run is about.
+
+A live file is pending in a space when its bytes must be read (never hashed, changed since, or too
+young when they were hashed), or when they are known and their image has no vector there.  A file
+whose read failed for good under this very signature, and an image that can't be decoded or passed
+forward, wait for a changed file, a new decode version or ``lookalike retry``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, case, exists, false, func, or_, select, true
+
+from storage.catalog import Catalog
+from storage.roots import within
+from storage.spaces import SpaceInfo
+from storage.tables import Failure, File, Image, Vector
+
+SEEN = (File.seen_size_bytes, File.seen_mtime_ns, File.seen_ctime_ns, File.seen_inode)
+HASHED = (File.digest_size_bytes, File.digest_mtime_ns, File.digest_ctime_ns, File.digest_inode)
+FAILED = (Failure.size_bytes, Failure.mtime_ns, Failure.ctime_ns, Failure.inode)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which files a run is about; every condition narrows.  False where it is about none.
+
+    ``places`` are pairs of a root id and a relative path, that file or what lies below it, ``b""``
+    for the whole root; None is everywhere.  ``globs``: the path matches one of them.  ``since_ns``
+    and ``until_ns``: last modified at or after, and before.  ``failed``: only files with a recorded
+    failure that keeps, or kept, them out of the space.
+    """
+
+    places: tuple[tuple[int, bytes], ...] | None = None
+    globs: tuple[str, ...] = ()
+    since_ns: int | None = None
+    until_ns: int | None = None
+    failed: bool = False
+
+    def __bool__(self) -> bool:
+        """Say whether there is any place where files could be."""
+        return self.places != ()
+
+
+@dataclass(frozen=True)
+class Pending:
+    """How much is pending in a space.
+
+    ``to_read`` files must be read to know their content, ``to_extract`` distinct images are known
+    and have no vector.  ``total`` files would be claimed, with ``bytes`` bytes.
+    """
+
+    to_read: int
+    to_extract: int
+    total: int
+    bytes: int
+
+
+def settled() -> ColumnElement[bool]:
+    """Return the condition that a file's bytes are known as they are now."""
+    same = [seen == hashed for seen, hashed in zip(SEEN, HASHED, strict=True)]
+    # The two that are not null come first: what is compared with null is neither true nor false.
+    read = (File.image_id.is_not(None), File.digest_size_bytes.is_not(None))
+    return and_(*read, File.trusted.is_(true()), *same)
+
+
+def keeps_out(decode_version: int, space_id: int) -> ColumnElement[bool]:
+    """Return the condition that a failure is about a digest, and about having it in a space."""
+    return or_(
+        and_(Failure.stage == "decode", Failure.decode_version == decode_version),
+        and_(Failure.stage == "forward", Failure.space_id == space_id),
+    )
+
+
+def quarantined(decode_version: int, space_id: int) -> ColumnElement[bool]:
+    """Return the condition that a failure for good stands between an image and its vector."""
+    return and_(Failure.transient.is_not(true()), keeps_out(decode_version, space_id))
+
+
+def pending(space: SpaceInfo, scope: Scope | None = None) -> Select[Any]:
+    """Return the query for pending files, joined to their images; it selects no column yet.
+
+    Parameters
+    ----------
+    space
+        Where vectors are missing.
+    scope
+        Only these files; None is everything.
+    """
+    unreadable = exists().where(
+        Failure.stage == "read",
+        Failure.file_id == File.id,
+        Failure.transient.is_not(true()),
+        *(failed == seen for failed, seen in zip(FAILED, SEEN, strict=True)),
+    )
+    has_vector = exists().where(Vector.space_id == space.id, Vector.image_id == File.image_id)
+    hopeless = exists().where(
+        Failure.digest == Image.digest, quarantined(space.decode_version, space.id)
+    )
+    query = (
+        select()
+        .select_from(File)
+        .outerjoin(Image, Image.id == File.image_id)
+        .where(
+            File.state == "live",
+            or_(~settled(), and_(~has_vector, ~hopeless)),
+            ~unreadable,
+        )
+    )
+    return query if scope is None else query.where(*in_scope(scope, space))
+
+
+def in_scope(scope: Scope, space: SpaceInfo) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions for a file joined to its image."""
+    if scope.places is not None:
+        yield _in_places(scope.places)
+    if scope.since_ns is not None:
+        yield File.seen_mtime_ns >= scope.since_ns
+    if scope.until_ns is not None:
+        yield File.seen_mtime_ns < scope.until_ns
+    if scope.failed:
+        yield or_(
+            exists().where(Failure.stage == "read", Failure.file_id == File.id),
+            exists().where(
+                Failure.digest == Image.digest, keeps_out(space.decode_version, space.id)
+            ),
+        )
+
+
+def pending_counts(catalog: Catalog, space: SpaceInfo, scope: Scope | None = None) -> Pending:
+    """Count what is pending in a space, with one query."""
+    is_settled = settled()
+    query = pending(space, scope).add_columns(
+        func.count(case((~is_settled, 1))),
+        func.count(case((is_settled, File.image_id)).distinct()),
+        func.count(),
+        func.coalesce(func.sum(File.seen_size_bytes), 0),
+    )
+    with catalog.read() as conn:
+        to_read, to_extract, total, size = conn.execute(query).one()
+    return Pending(to_read, to_extract, total, int(size))
+
+
+def _in_places(places: tuple[tuple[int, bytes], ...]) -> ColumnElement[bool]:
+    # The sum keeps SQLite from taking the index of roots: it would sort the whole root for a
+    # chunk, where going along the ids stops at the last file of it.
+    root_id = File.root_id + 0
+    whole = [root for root, under in places if not under]
+    below = [and_(root_id == root, within(File.path, under)) for root, under in places if under]
+    return or_(root_id.in_(whole) if whole else false(), *below)
