@@ -1,13 +1,14 @@
-"""What a run leaves in Prefect to be looked at: its progress, its report, a table of failures.
+"""What a run leaves in Prefect to be looked at: its progress, its report, tables.
 
 All of it is a view.  Where Prefect's API fails the run goes on without it.
 """
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import copy_context
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 from uuid import UUID
@@ -23,13 +24,11 @@ from prefect.exceptions import PrefectException
 
 from flows.parameters import safe
 from flows.progress import Progress
-from flows.report import Report
+from flows.told import Told
 from storage.catalog import Catalog
 from storage.errors import StorageError
 from storage.failures import list_failures
 
-PROGRESS, REPORT, FAILURES = "index-progress", "index-report", "index-failures"
-"""Keys of the artifacts: under each of them Prefect shows the runs one after the other."""
 EVERY_S = 5.0
 """Least time between two updates, which cost 20 ms each."""
 LOOKED_AT = 1000
@@ -38,13 +37,24 @@ LOOKED_AT = 1000
 ApiTrouble = (httpx.HTTPError, PrefectException)
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table that a run leaves in Prefect, under the key ``KIND-NAME``."""
+
+    name: str
+    description: str
+    rows: list[dict[str, Any]]
+
+
 class ProgressArtifact:
     """Shows in Prefect how far a run is, from a thread of its own.
 
-    A context manager; to be entered inside the flow.
+    A context manager; to be entered inside the flow.  Its key is ``KIND-progress``: under each key
+    Prefect shows the runs one after the other.
     """
 
-    def __init__(self, progress: Progress, every_s: float = EVERY_S) -> None:
+    def __init__(self, kind: str, progress: Progress, every_s: float = EVERY_S) -> None:
+        self._kind = kind
         self._progress = progress
         self._every_s = every_s
         self._done = threading.Event()
@@ -54,7 +64,9 @@ class ProgressArtifact:
     def __enter__(self) -> Self:
         with suppress(*ApiTrouble):
             made = create_progress_artifact(
-                progress=0.0, key=PROGRESS, description="Share of the pending files that is done."
+                progress=0.0,
+                key=f"{self._kind}-progress",
+                description="Share of the pending work that is done.",
             )
             self._id = cast(UUID, made)  # a coroutine only where an event loop runs
         self._thread = threading.Thread(
@@ -87,32 +99,34 @@ class ProgressArtifact:
                 self._sent = share
 
 
-def publish_report(report: Report, catalog: Catalog, say: Callable[[str], None]) -> None:
-    """Leave the report and a table of the failures in Prefect."""
+def publish_report(
+    kind: str, report: Told, tables: Callable[[], list[Table]], say: Callable[[str], None]
+) -> None:
+    """Leave the report in Prefect as ``KIND-report``, and the tables that have rows."""
     try:
         create_markdown_artifact(
-            key=REPORT,
+            key=f"{kind}-report",
             markdown=safe(report.to_markdown()),
             description="What the run did, and why.",
         )
-        if report.failures:
-            create_table_artifact(
-                key=FAILURES,
-                table=failure_table(report, catalog),
-                description="Images without a vector of this run, by class.",
-            )
+        for table in tables():
+            if table.rows:
+                create_table_artifact(
+                    key=f"{kind}-{table.name}", table=table.rows, description=table.description
+                )
     except (*ApiTrouble, StorageError) as error:
         say(f"Prefect did not get the report: {error}")
 
 
-def failure_table(report: Report, catalog: Catalog) -> list[dict[str, Any]]:
-    """Return class, number and an example of the failures of a run, the most frequent first."""
+def failure_table(failures: Mapping[str, int], catalog: Catalog) -> Table:
+    """Return class, number and an example of a run's failures by class, the most frequent first."""
     examples: dict[str, str] = {}
-    for failure in list_failures(catalog, limit=LOOKED_AT):
+    for failure in list_failures(catalog, limit=LOOKED_AT) if failures else ():
         line = f"{os.fsdecode(failure.path)}: {failure.message}"
         examples.setdefault(failure.failure_class, safe(line))
-    ordered = sorted(report.failures.items(), key=lambda item: (-item[1], item[0]))
-    return [
+    ordered = sorted(failures.items(), key=lambda item: (-item[1], item[0]))
+    rows = [
         {"class": name, "count": count, "example": examples.get(name, "")}
         for name, count in ordered
     ]
+    return Table("failures", "Images without a vector of this run, by class.", rows)

@@ -1,6 +1,6 @@
-"""The run of the job that a flow in this process carries out.
+"""The run of a job that a flow in this process carries out.
 
-Apart from the flow because Prefect may load ``flows/index.py`` under another name and hand it to
+Apart from the flows because Prefect may load ``flows/index.py`` under another name and hand it to
 another process by value; what lies here is found by its name.
 """
 
@@ -12,22 +12,21 @@ from typing import Any
 
 from prefect.settings import PREFECT_API_URL
 
-from flows.job import IndexOptions
 from flows.progress import Progress
-from flows.report import Report
 from flows.server_process import REMOTE_ANSWER_S, answers
+from flows.told import Asked, Told
 from flows.worker import Bench, bench_for
 
 
 @dataclass
 class Call:
-    """A run of the job in this process: what is asked, and what came of it."""
+    """A run of a job in this process: what is asked, and what came of it."""
 
-    options: IndexOptions
+    options: Asked
     progress: Progress
     on_sigterm: Any = None
     """The caller's handler, which stays in force while the job runs; None without a caller."""
-    report: Report | None = None
+    report: Told | None = None
     error: Exception | None = None
 
     @property

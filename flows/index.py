@@ -4,28 +4,40 @@ A deployment names it ``flows.index.index_images``; it then takes its settings f
 The command line calls it through `flows.prefect_run`.
 """
 
-import os
+from dataclasses import replace
 from typing import Any
 
 from prefect import State, flow
-from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.artifacts import Table, failure_table
+from flows.job import IndexOptions, run_index
+from flows.labels import run_name, tags_of
 from flows.parameters import options_for
-from flows.story import job_state
+from flows.progress import Progress
+from flows.report import Report
+from flows.story import FlowJob, job_state
+from flows.tasks import PrefectSteps
+from storage.catalog import Catalog
 
 
-def run_name() -> str:
-    """Return the name of a run: what is indexed, and how."""
-    asked = flow_run.get_parameters()
-    roots = [os.path.basename(root.rstrip("/")) or root for root in asked.get("roots") or ()]
-    how = [asked.get("space") or "-".join(filter(None, (asked.get("model"), asked.get("layer"))))]
-    return " ".join(filter(None, ["index", *roots[:3], "..." if roots[3:] else "", *how]))
+def carry_out(options: IndexOptions, progress: Progress, flow_run: str | None) -> Report:
+    """Run the job with its steps as tasks."""
+    options = replace(options, flow_run=flow_run)
+    return run_index(options, steps=PrefectSteps(), progress=progress)
+
+
+def tables(report: Report, catalog: Catalog) -> list[Table]:
+    """Return the table of the failures."""
+    return [failure_table(report.failures, catalog)]
+
+
+JOB = FlowJob("index", carry_out, tags_of, tables)
 
 
 @flow(
     name="index-images",
-    flow_run_name=run_name,
+    flow_run_name=lambda: run_name("index"),
     task_runner=ThreadPoolTaskRunner(max_workers=1),  # type: ignore[arg-type]
     persist_result=False,
 )
@@ -53,4 +65,4 @@ def index_images(  # noqa: PLR0913 - each one is a field of Prefect's form and o
     *Cancelled* where it was stopped; images that failed alone do not fail it.
     """
     asked = dict(locals())
-    return job_state(lambda: options_for(asked)[0])
+    return job_state(lambda: options_for(asked)[0], JOB)

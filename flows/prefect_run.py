@@ -7,9 +7,10 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, TextIO
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from flows.job import IndexOptions
 from flows.parameters import parameters_of
@@ -18,6 +19,7 @@ from flows.progress import Progress
 from flows.report import Report
 from flows.server import api
 from flows.server_process import ServerError
+from flows.told import Asked, Told
 from flows.worker import bench_for
 
 if TYPE_CHECKING:
@@ -31,12 +33,34 @@ ATTEMPTS = 2
 TOLD = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
 LOST = ("prefect.events", "prefect._internal.concurrency", "EventsWorker", "APILogWorker")
 """Loggers of what our own lines tell: how a run went, and that the API was lost."""
+ENTRY = {"index": "flows.index:index_images", "backfill": "flows.backfill:backfill_images"}
+"""The flow for each kind of run."""
 
 
 def run_with_prefect(options: IndexOptions, progress: Progress) -> Report:
     """Run the job as a flow in this process, and return its report.
 
+    Parameters and errors are those of ``run_flow``.
+    """
+    report = run_flow(options, progress, ENTRY[options.kind], parameters_of(options))
+    return cast(Report, report)
+
+
+def run_flow(options: Asked, progress: Progress, entry: str, parameters: Mapping[str, Any]) -> Told:
+    """Run a flow in this process for a caller who has said what to do, and return its report.
+
     The API is the one that is configured or remembered, else a temporary server's.
+
+    Parameters
+    ----------
+    options
+        What the flow's job is asked for.
+    progress
+        Where it says how far it is.
+    entry
+        The flow, ``MODULE:NAME``.
+    parameters
+        The flow's parameters, which show in Prefect what was asked for.
 
     Raises
     ------
@@ -57,7 +81,7 @@ def run_with_prefect(options: IndexOptions, progress: Progress) -> Report:
         stack.enter_context(_settings(url))
         stack.enter_context(_console(progress, quiet=os.environ.get(LEVEL) == TAMED[LEVEL]))
         stack.callback(_drain)
-        _run(call, url)
+        _run(call, url, entry, parameters)
         if call.error is not None:
             raise call.error
         if call.report is None:  # Prefect stopped before our own handlers were in force
@@ -65,17 +89,18 @@ def run_with_prefect(options: IndexOptions, progress: Progress) -> Report:
         return call.report
 
 
-def _run(call: "Call", url: str) -> None:
+def _run(call: "Call", url: str, entry: str, parameters: Mapping[str, Any]) -> None:
     """Run the flow.  Trouble of Prefect's own counts only as long as the job has not ended."""
     from prefect import tags
     from prefect.exceptions import TerminationSignal
 
     from flows.call import carrying_out
-    from flows.index import index_images
 
+    module, _, name = entry.partition(":")
+    flow = getattr(import_module(module), name)
     try:
         with carrying_out(call), tags("lookalike"):
-            index_images(**parameters_of(call.options), return_state=True)
+            flow(**parameters, return_state=True)
     except TerminationSignal:
         call.progress.note("stopped")
     except Exception as error:  # no error of the job: those are in `call`

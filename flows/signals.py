@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from flows.job import IndexOptions
 from flows.progress import Progress
+from flows.told import Asked
 from flows.worker import bench_for
 
 INTERRUPTED = 130
 
 
 @contextmanager
-def stop_on_signals(options: IndexOptions, progress: Progress) -> Iterator[threading.Event]:
+def stop_on_signals(options: Asked, progress: Progress) -> Iterator[threading.Event]:
     """Stop cleanly on the first SIGINT or SIGTERM, leave at once on the second; yield the stop.
 
     Leaving at once loses nothing that was committed: the lease of a dead process is void.

@@ -2,29 +2,45 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import State, get_run_logger
 from prefect.context import TagsContext
+from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.artifacts import ProgressArtifact, publish_report
+from flows.artifacts import ProgressArtifact, Table, publish_report
 from flows.call import Call, carrying_out, current_call
-from flows.job import IndexOptions, run_index
+from flows.labels import Tagging
 from flows.parameters import safe
 from flows.progress import Progress
-from flows.report import Report
 from flows.signals import stop_on_signals
-from flows.tasks import PrefectSteps
+from flows.told import Asked, Told
 from flows.worker import clear_bench
+from storage.catalog import Catalog
 
 FAILS = (7, 5, 4)
 """Exit codes that make a failed run of a flow."""
 
 
-def job_state(options_of: Callable[[], IndexOptions]) -> State[dict[str, Any]]:
+@dataclass(frozen=True)
+class FlowJob:
+    """What one kind of flow does, and what it shows besides its report."""
+
+    kind: str
+    """``index``, ``backfill`` or ``maintenance``: a tag, and how the artifacts' keys begin."""
+    carry_out: Callable[[Any, Progress, str | None], Told]
+    """Does the work, given the options and the flow run's id."""
+    tags: Callable[[Any, Catalog], Iterable[str]] = lambda _options, _catalog: ()
+    """Tags by what the catalog knows now; asked before the work and after it."""
+    tables: Callable[[Any, Catalog], list[Table]] = lambda _report, _catalog: []
+    """Tables that belong to a report."""
+
+
+def job_state(options_of: Callable[[], Asked], job: FlowJob) -> State[dict[str, Any]]:
     """Carry out the job inside a flow, and return the state that tells how it ended.
 
     ``options_of`` is asked where Prefect has started the flow; else the caller has said what to do.
@@ -32,7 +48,7 @@ def job_state(options_of: Callable[[], IndexOptions]) -> State[dict[str, Any]]:
     call = current_call()
     if call is not None:
         with TagsContext(current_tags=set()):  # a task's tag costs it a question to the API
-            return _carried_out(call)
+            return _carried_out(call, job)
     options = options_of()
     with ExitStack() as stack:
         stack.callback(clear_bench, options.home, options.catalog_url)
@@ -40,17 +56,19 @@ def job_state(options_of: Callable[[], IndexOptions]) -> State[dict[str, Any]]:
         stack.enter_context(carrying_out(call))
         if threading.current_thread() is threading.main_thread():
             stack.enter_context(stop_on_signals(options, call.progress))
-        return _carried_out(call)
+        return _carried_out(call, job)
 
 
-def _carried_out(call: Call) -> State[dict[str, Any]]:
+def _carried_out(call: Call, job: FlowJob) -> State[dict[str, Any]]:
     """Run the job inside the flow.
 
     Nothing is raised from here: Prefect would keep the exception in a pickle.
     """
+    tagging = Tagging(job.kind, lambda: job.tags(call.options, call.bench.catalog))
     try:
-        with _handler_kept(call), ProgressArtifact(call.progress) as shown:
-            report = run_index(call.options, steps=PrefectSteps(), progress=call.progress)
+        with _handler_kept(call), ProgressArtifact(job.kind, call.progress) as shown:
+            tagging.send()
+            report = job.carry_out(call.options, call.progress, flow_run.get_id())
             call.report = report
             if not report.interrupted and call.api_answers():
                 shown.complete()
@@ -60,18 +78,19 @@ def _carried_out(call: Call) -> State[dict[str, Any]]:
             get_run_logger().exception("The job has ended by an error that nobody expected")
         return Failed(message=safe(f"{type(error).__name__}: {error}"))
     if call.api_answers():
-        publish_report(report, call.bench.catalog, call.progress.note)
+        tagging.send()
+        tables = lambda: job.tables(report, call.bench.catalog)  # noqa: E731
+        publish_report(job.kind, report, tables, call.progress.note)
     return final_state(report)
 
 
-def final_state(report: Report) -> State[dict[str, Any]]:
+def final_state(report: Told) -> State[dict[str, Any]]:
     """Return the state that tells how a run ended."""
     said = safe(report.to_text()).splitlines()[0]
     if report.interrupted:
         return Cancelled(message=f"{said}; the next run goes on from here")
-    troubles = [line for code in FAILS for line in report.troubles.get(code, ())]
     if report.exit_code() in FAILS:
-        return Failed(message=safe("; ".join(troubles)))
+        return Failed(message=safe("; ".join(report.trouble_lines()) or said))
     return Completed(message=said, data=report.to_json())
 
 

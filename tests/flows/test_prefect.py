@@ -40,9 +40,7 @@ from flows.server_process import (
 from flows.spaces import SpaceChoice
 from flows.steps import PlainSteps
 from flows.worker import bench_for, clear_bench
-from storage.catalog import Catalog
 from storage.errors import CatalogError, SpaceError
-from storage.home import Home
 from tests.flows.contents import age, assert_same, contents
 from tests.flows.terminal import CHECKOUT
 
@@ -150,8 +148,8 @@ class Api:
         with self.client() as client:
             return {one.key: one.data for one in client.read_artifacts(artifact_filter=of_run)}
 
-    def tasks(self, run: Any) -> dict[str, str]:
-        """Return the states of the tasks by name, once all of them are recorded as ended."""
+    def tasks(self, run: Any, number: int) -> dict[str, str]:
+        """Return the states of the tasks by name, once ``number`` are recorded as ended."""
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
         of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
@@ -160,7 +158,7 @@ class Api:
             with self.client() as client:
                 found = client.read_task_runs(flow_run_filter=of_run)
             states = {one.name: one.state_name for one in found}
-            if found and all(one.state.is_final() for one in found):
+            if len(found) >= number and all(one.state.is_final() for one in found):
                 return states
             assert time.monotonic() < deadline, states
             time.sleep(0.2)
@@ -181,7 +179,12 @@ def test_a_run_through_a_server_is_the_plain_run_and_is_recorded(
     seen = Api(use_server)
     run = seen.run()
     assert run.name == "index pictures resnet18"
-    assert run.tags == ["lookalike"]
+    assert run.tags == [
+        "lookalike",
+        "index",
+        f"root:{tree}",
+        "space:resnet18-avgpool",
+    ]
     assert run.parameters["roots"] == [tree]
     assert run.parameters["weights"] == "random:0"
     assert run.state.name == "Completed"
@@ -191,7 +194,7 @@ def test_a_run_through_a_server_is_the_plain_run_and_is_recorded(
     assert kept["index-report"] == report.to_markdown()
     assert sum(row["count"] for row in _rows(kept["index-failures"])) == 2
     assert any(tree in row["example"] for row in _rows(kept["index-failures"]))
-    assert seen.tasks(run) == {
+    assert seen.tasks(run, 5) == {
         f"scan {tree}": "Completed",
         "chunk 1": "Completed",
         "chunk 2": "Completed",
@@ -383,7 +386,7 @@ def test_a_stop_in_the_middle_of_a_scan_fails_no_task(
     assert (report.exit_code(), report.scanned, report.troubles) == (130, 0, {})
     seen = Api(use_server)
     assert seen.run().state.name == "Cancelled"
-    assert seen.tasks(seen.run()) == {f"scan {tree}": "Completed"}
+    assert seen.tasks(seen.run(), 1) == {f"scan {tree}": "Completed"}
 
 
 def test_the_tasks_have_their_names() -> None:
@@ -602,21 +605,15 @@ def test_an_api_that_does_not_take_the_run_is_one_line(
 
 
 @pytest.mark.filterwarnings("ignore:Artifact creation outside of a flow:FutureWarning")
-def test_a_report_that_prefect_does_not_take_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_that_prefect_does_not_take_is_told() -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.artifacts import publish_report
 
-    progress = Noting(lambda: None)
-    catalog = Catalog.open(Home(str(tmp_path / "home")), write=True)
-    try:
-        with refusing_api() as url, temporary_settings({PREFECT_API_URL: url}):
-            publish_report(Report(), catalog, lambda line: progress.said.append(line))
-    finally:
-        catalog.close()
-    assert progress.said[0].startswith("Prefect did not get the report: ")
+    said: list[str] = []
+    with refusing_api() as url, temporary_settings({PREFECT_API_URL: url}):
+        publish_report("index", Report(), list, said.append)
+    assert said[0].startswith("Prefect did not get the report: ")
 
 
 def test_a_stop_before_our_handler_is_in_force_is_an_interruption(
@@ -626,7 +623,7 @@ def test_a_stop_before_our_handler_is_in_force_is_an_interruption(
 
     stopped: list[int] = []
 
-    def stop_early(call: object) -> None:
+    def stop_early(call: object, job: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
