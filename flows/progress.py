@@ -19,6 +19,8 @@ BECAUSE = {
     "first": "it has none yet",
     "tail": "many vectors are newer than it",
     "dead": "many of its vectors are dead",
+    "outgrown": "it is of a kind for another number of vectors",
+    "end": "at the end of a back-fill",
     "requested": "as requested",
 }
 """What each reason for publishing an index means, in a few words."""

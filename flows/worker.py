@@ -23,6 +23,7 @@ from storage.errors import LeaseHeld
 from storage.files import scan_root
 from storage.home import Home
 from storage.publish import publish
+from storage.recall import fallen, latest
 from storage.spaces import SpaceInfo, get_space
 
 ROOT_WAIT_S = 30.0
@@ -147,6 +148,7 @@ def publish_step(order: PublishOrder) -> dict[str, Any]:
         )
     except Stopped:
         return {}
+    newest, _ = latest(bench.catalog, space)
     return {
         "space": space.name,
         "generation": generation.id,
@@ -154,5 +156,7 @@ def publish_step(order: PublishOrder) -> dict[str, Any]:
         "n": generation.n,
         "row_end": generation.row_end,
         "size_bytes": generation.size_bytes,
+        "recall": newest.recall if newest is not None else None,
+        "fallen": fallen(bench.catalog, space),
         "duration_s": time.perf_counter() - started,
     }

@@ -70,6 +70,11 @@ class Wish:
     exclude_image: Sequence[int | None]
 
 
+def fetch_width(k: int, n: int) -> int:
+    """Return how many of n rows to fetch for the k nearest, at first."""
+    return min(max(4 * k, FETCH), n + 1)
+
+
 class Search:
     """One search inside one transaction."""
 
@@ -82,7 +87,7 @@ class Search:
         self._loaded = loaded
         self._wish = wish
         self._most = view.n + 1  # one more than there are: whoever finds fewer has found all
-        self._fetch = min(max(4 * wish.k, FETCH), self._most)
+        self._fetch = fetch_width(wish.k, view.n)
         self._live: RowArray | None = None
 
     def run(self) -> list[list[Neighbour]]:

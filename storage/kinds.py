@@ -14,6 +14,10 @@ IVF_SQ_BELOW = 2_000_000
 NPROBE = 128
 EF_SEARCH = 128
 K_FACTOR = 4
+AUTO = "auto"
+"""What to ask for so that the kind follows from number and size again."""
+SLACK = 0.1
+"""A space that hovers around a boundary by less than this share keeps its kind."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,12 @@ def choose(n: int, d: int) -> IndexSpec:
     if n < IVF_SQ_BELOW:
         return IndexSpec(f"IVF{nlist},SQ8", {"nprobe": NPROBE})
     return IndexSpec(f"IVF{nlist}_HNSW32,RaBitQ", {"nprobe": NPROBE})
+
+
+def outgrown(factory: str, n: int, d: int) -> bool:
+    """Say whether n vectors of dimension d are well past the bounds of this kind."""
+    near = (round(n * share) for share in (1 - SLACK, 1, 1 + SLACK))
+    return all(choose(number, d).factory != factory for number in near)
 
 
 def spec_of(factory: str) -> IndexSpec:

@@ -2,35 +2,52 @@
 
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 from sqlalchemy import Connection, func, insert, select, update
 
 from storage.catalog import Catalog
 from storage.dead import DEAD_SHARE, entered_rows
 from storage.errors import SpaceError
 from storage.home import make_dir
-from storage.kinds import IndexSpec, choose, spec_of
+from storage.kinds import AUTO, IndexSpec, choose, outgrown, spec_of
 from storage.reading import GenerationInfo, Rows, open_store, snapshot_in
+from storage.recall import RecallInfo, Sample, measure, record
 from storage.runs import Lease, check_lease, claim, release
 from storage.spaces import SpaceInfo
 from storage.tables import Generation, Vector
+
+if TYPE_CHECKING:
+    import faiss
+
+    from storage.generation import Written
+
+RowArray = npt.NDArray[np.int64]
 
 TAIL_ROWS = 4096
 TAIL_SHARE = 0.05
 
 
-def publish_due(catalog: Catalog, space: SpaceInfo) -> str | None:
+def publish_due(catalog: Catalog, space: SpaceInfo, *, retrain: bool = False) -> str | None:
     """Return why the space's index should be built anew, None where it need not or can't.
 
     ``first``: there are vectors and no index.  ``tail``: more than 4,096 rows, or 5 %, are newer
     than the index and searched one by one.  ``dead``: more than 10 % of the index's rows are no
     image's vector any more, as after a compaction.  Rows of images whose files are missing don't
     count: they stay in the index, because the files may come back, until compaction drops them.
+
+    With ``retrain`` also ``outgrown``: nobody asked for the kind of the index, and `choose` has
+    another one for the vectors there are, and for a tenth less and a tenth more of them.  (A space
+    that has grown is due by its tail before that, and every publishing chooses and trains anew.)
     """
     with catalog.read() as conn:
         view = snapshot_in(conn, space)
         entered = select(func.count()).where(Vector.space_id == space.id)
-        if not conn.execute(entered).scalar_one():
+        n = conn.execute(entered).scalar_one()
+        if not n:
             return None
         newest = view.generation
         if newest is None:
@@ -39,7 +56,10 @@ def publish_due(catalog: Catalog, space: SpaceInfo) -> str | None:
         if tail > min(TAIL_ROWS, TAIL_SHARE * newest.n):
             return "tail"
         kept = conn.execute(entered.where(Vector.row < newest.row_end)).scalar_one()
-    return "dead" if newest.n - kept > DEAD_SHARE * newest.n else None
+    if newest.n - kept > DEAD_SHARE * newest.n:
+        return "dead"
+    changes = retrain and not newest.requested and outgrown(newest.factory, n, space.dim)
+    return "outgrown" if changes else None
 
 
 def withdraw(conn: Connection, space_id: int, now: float) -> None:
@@ -66,10 +86,12 @@ def publish(
     space
         The space.
     factory
-        FAISS ``index_factory`` string; None chooses by the number of rows and their size.
+        FAISS ``index_factory`` string, which later publishing of this space keeps to; ``auto``
+        chooses by the number of rows and their size, now and later.  None keeps to what was asked
+        for last, and chooses where nothing was, or where FAISS can't build it any more.
     check
-        Called now and then while the index is built; what it raises ends that, and the former
-        index goes on serving.
+        Called now and then while the index is built and measured; what it raises ends that, and
+        the former index goes on serving.
 
     Returns
     -------
@@ -89,56 +111,107 @@ def publish(
     DiskFull
         No space left; the former index goes on serving.
     """
-    spec = spec_of(factory) if factory is not None else None
+    if factory is not None:
+        spec_of(factory)  # what no one can build is refused before anything is claimed
     claim(catalog, lease, "space", space.id, space.id)
     try:
-        return _publish(catalog, lease, space, spec, check)
+        return _publish(catalog, lease, space, factory, check)
     finally:
         release(catalog, lease, "space", space.id, space.id)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An index that is built and measured, and not yet written."""
+
+    index: "faiss.Index"
+    spec: IndexSpec
+    requested: bool
+    sample: Sample
+    recall: float
 
 
 def _publish(
     catalog: Catalog,
     lease: Lease,
     space: SpaceInfo,
-    spec: IndexSpec | None,
+    factory: str | None,
     check: Callable[[], None] | None,
 ) -> GenerationInfo:
-    from storage.build import build
     from storage.generation import write_generation
 
     with catalog.read() as conn:
         view = snapshot_in(conn, space)
         # Committed rows only, in one view with the parts that hold them.
         rowmap = entered_rows(conn, space.id, below=view.next_row)
+        asked = factory or _asked_before(conn, space.id) or AUTO
     if not len(rowmap):
         raise SpaceError(f"the space {space.name} has no vectors yet; index some images first")
-    spec = spec or choose(len(rowmap), space.dim)
-    index = build(Rows(open_store(catalog, space), view.parts), rowmap, spec, check=check)
+    vectors = Rows(open_store(catalog, space), view.parts)
+    try:
+        made = _make(vectors, rowmap, asked, check)
+    except SpaceError:
+        if factory is not None:
+            raise
+        made = _make(vectors, rowmap, AUTO, check)  # it was asked for when there were more vectors
     folder = catalog.home.index_dir(space.fingerprint)
     make_dir(folder)
     name = f"{lease.run_id}-{uuid.uuid4().hex}"
-    written = write_generation(folder, name, index, rowmap)
+    written = write_generation(folder, name, made.index, rowmap)
     with catalog.write() as conn:
         check_lease(conn, lease)
         now = catalog.now(conn)
         withdraw(conn, space.id, now)
-        conn.execute(
-            insert(Generation).values(
-                space_id=space.id,
-                name=name,
-                state="live",
-                row_end=view.next_row,
-                n=len(rowmap),
-                factory=spec.factory,
-                parameters=dict(spec.parameters),
-                size_bytes=written.size_bytes,
-                checksum=written.checksum,
-                rowmap_checksum=written.rowmap_checksum,
-                created_at=now,
-            )
-        )
+        row = _row(made, written)
+        row |= {"space_id": space.id, "name": name, "row_end": view.next_row, "n": len(rowmap)}
+        conn.execute(insert(Generation).values(state="live", created_at=now, **row))
+        record(conn, space.id, _measured(made, name, len(rowmap), now))
         published = snapshot_in(conn, space).generation
     if published is None:  # pragma: no cover - it was inserted a moment ago
         raise SpaceError(f"the space {space.name} was dropped meanwhile")
     return published
+
+
+def _asked_before(conn: Connection, space_id: int) -> str | None:
+    """Return the kind that was asked for last; a generation that was withdrawn counts too."""
+    newest = conn.execute(
+        select(Generation.factory, Generation.requested)
+        .where(Generation.space_id == space_id)
+        .order_by(Generation.id.desc())
+        .limit(1)
+    ).first()
+    return newest.factory if newest is not None and newest.requested else None
+
+
+def _make(vectors: Rows, rowmap: RowArray, asked: str, check: Callable[[], None] | None) -> _Made:
+    from storage.build import build
+
+    n = len(rowmap)
+    spec = choose(n, vectors.d) if asked == AUTO else spec_of(asked)
+    index = build(vectors, rowmap, spec, check=check)
+    sample = Sample().of(n)
+    recall = measure(vectors, rowmap, index, spec, sample=sample, check=check)
+    return _Made(index, spec, asked != AUTO, sample, recall)
+
+
+def _row(made: _Made, written: "Written") -> dict[str, object]:
+    return {
+        "factory": made.spec.factory,
+        "requested": made.requested,
+        "parameters": dict(made.spec.parameters),
+        "size_bytes": written.size_bytes,
+        "checksum": written.checksum,
+        "rowmap_checksum": written.rowmap_checksum,
+    }
+
+
+def _measured(made: _Made, name: str, n: int, now: float) -> RecallInfo:
+    return RecallInfo(
+        generation=name,
+        factory=made.spec.factory,
+        n=n,
+        k=made.sample.k,
+        queries=made.sample.queries,
+        recall=made.recall,
+        measured_at=now,
+    )

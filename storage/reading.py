@@ -31,13 +31,17 @@ OPEN_PARTS = 256
 
 @dataclass(frozen=True, slots=True)
 class GenerationInfo:
-    """A published index as the catalog knows it: ``n`` rows, all below ``row_end``."""
+    """A published index as the catalog knows it: ``n`` rows, all below ``row_end``.
+
+    ``requested``: somebody asked for this ``factory``, and later indexes keep it.
+    """
 
     id: int
     name: str
     row_end: int
     n: int
     factory: str
+    requested: bool
     parameters: Mapping[str, Any]
     size_bytes: int
     checksum: str
