@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, UpdateBase, delete, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    UpdateBase,
+    and_,
+    delete,
+    insert,
+    select,
+    true,
+    update,
+)
 
 from storage.catalog import Catalog
 from storage.errors import LeaseLost
@@ -32,8 +42,24 @@ class Lease:
     token: str
 
 
-def start_run(catalog: Catalog, kind: str) -> Lease:
-    """Record a new run of this process and return its lease."""
+@dataclass(frozen=True)
+class RunState:
+    """Whose a run is, and whether it is ``going``: it holds its lease, and need not stop."""
+
+    owner: Owner
+    going: bool
+
+
+def start_run(catalog: Catalog, kind: str, flow_run: str | None = None) -> Lease:
+    """Record a new run of this process and return its lease.
+
+    Parameters
+    ----------
+    kind
+        ``index``, ``backfill`` or what else writes.
+    flow_run
+        Id of the flow run in Prefect that carries it out, if any.
+    """
     owner, token = this_process(), secrets.token_hex(16)
     with catalog.write() as conn:
         now = catalog.now(conn)
@@ -50,6 +76,7 @@ def start_run(catalog: Catalog, kind: str) -> Lease:
             "boot": owner.boot,
             "pid": owner.pid,
             "process_start": owner.process_start,
+            "flow_run": flow_run,
         }
         conn.execute(insert(Run).values(row))
     return Lease(run_id, token)
@@ -82,6 +109,23 @@ def check_lease(conn: Connection, lease: Lease) -> None:
     query = select(Run.id).where(*_held(lease)).with_for_update(read=True)
     if conn.execute(query).scalar() is None:
         raise _lost(lease)
+
+
+def run_state(catalog: Catalog, lease: Lease) -> RunState:
+    """Look at a run, from wherever its work is done; a run that has ended is not going."""
+    owner = (Run.host, Run.boot, Run.pid, Run.process_start)
+    going = and_(*_held(lease), Run.stopping.is_not(true()))
+    with catalog.read() as conn:
+        row = conn.execute(select(*owner, going).where(Run.id == lease.run_id)).one_or_none()
+    if row is None:
+        return RunState(Owner("", "", 0, ""), going=False)
+    return RunState(Owner(*row[:4]), going=bool(row[4]))
+
+
+def ask_to_stop(catalog: Catalog, lease: Lease) -> None:
+    """Tell the run's workers, on whatever host, to stop; nothing happens where it has ended."""
+    with catalog.write() as conn:
+        conn.execute(update(Run).where(*_held(lease)).values(stopping=True))
 
 
 def finish_run(
@@ -122,18 +166,36 @@ def reap(catalog: Catalog) -> list[str]:
     reaped = []
     with catalog.write() as conn:
         for run_id, expires_at in _dead(catalog, conn):
-            crashed = {"state": "crashed", "token": "", "ended_at": catalog.now(conn)}
             # On Postgres the run may renew its lease just now; then it lives.
-            as_seen = (Run.id == run_id, Run.state == "running", Run.expires_at == expires_at)
-            if changed(conn, update(Run).where(*as_seen).values(crashed)):
-                conn.execute(delete(Claim).where(Claim.run_id == run_id))
+            if _crash(catalog, conn, run_id, Run.expires_at == expires_at):
                 reaped.append(run_id)
     return reaped
+
+
+def end_runs_of(catalog: Catalog, flow_run: str) -> list[str]:
+    """Declare the running runs dead that a flow run of Prefect carried out, which has crashed.
+
+    Their owner, should it live, finds its lease lost.  Returns their ids, oldest first.
+    """
+    query = select(Run.id).where(Run.flow_run == flow_run, Run.state == "running")
+    with catalog.write() as conn:
+        ids = conn.execute(query.order_by(Run.started_at, Run.id)).scalars().all()
+        return [run_id for run_id in ids if _crash(catalog, conn, run_id)]
 
 
 def changed(conn: Connection, statement: UpdateBase) -> int:
     """Run a statement and return how many rows it changed."""
     return conn.execute(statement).rowcount
+
+
+def _crash(catalog: Catalog, conn: Connection, run_id: str, *as_seen: ColumnElement[bool]) -> bool:
+    """Declare a running run dead, and drop its claims; return whether it still was as seen."""
+    crashed = {"state": "crashed", "token": "", "ended_at": catalog.now(conn)}
+    running = (Run.id == run_id, Run.state == "running", *as_seen)
+    if not changed(conn, update(Run).where(*running).values(crashed)):
+        return False
+    conn.execute(delete(Claim).where(Claim.run_id == run_id))
+    return True
 
 
 def _held(lease: Lease) -> tuple[ColumnElement[bool], ...]:

@@ -16,10 +16,14 @@ from storage.leases import (
     LEASE_S,
     RENEW_S,
     Lease,
+    RunState,
+    ask_to_stop,
     check_lease,
+    end_runs_of,
     finish_run,
     reap,
     renew,
+    run_state,
     start_run,
 )
 from storage.tables import Claim, Run
@@ -29,12 +33,16 @@ __all__ = [
     "RENEW_S",
     "Heartbeat",
     "Lease",
+    "RunState",
+    "ask_to_stop",
     "check_lease",
     "claim",
+    "end_runs_of",
     "finish_run",
     "reap",
     "release",
     "renew",
+    "run_state",
     "start_run",
 ]
 

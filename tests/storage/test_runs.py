@@ -18,12 +18,16 @@ from storage.owner import Owner, is_gone, this_process
 from storage.runs import (
     Heartbeat,
     Lease,
+    RunState,
+    ask_to_stop,
     check_lease,
     claim,
+    end_runs_of,
     finish_run,
     reap,
     release,
     renew,
+    run_state,
     start_run,
 )
 from storage.spaces import SpaceInfo
@@ -351,6 +355,100 @@ def test_who_renews_at_the_last_moment_lives(catalog: Catalog, lease: Lease) -> 
     thread.join()
     assert reaped == [[]]
     assert _state(catalog, lease) == "running"
+
+
+# What others see of a run, and tell it.
+
+
+def test_workers_see_whose_run_it_is_and_that_it_goes_on(catalog: Catalog, lease: Lease) -> None:
+    assert run_state(catalog, lease) == RunState(this_process(), going=True)
+    owner = Owner("elsewhere", "other-boot pid:[1]", 7, "123")
+    _change(catalog, lease, host=owner.host, boot=owner.boot, pid=7, process_start="123")
+    assert run_state(catalog, lease) == RunState(owner, going=True)
+
+
+def test_a_run_that_was_asked_to_stop_keeps_its_lease_and_does_not_go_on(
+    catalog: Catalog, lease: Lease
+) -> None:
+    other = start_run(catalog, "index")
+    ask_to_stop(catalog, lease)
+    ask_to_stop(catalog, lease)
+    assert run_state(catalog, lease).going is False
+    assert run_state(catalog, other).going is True
+    renew(catalog, lease)
+    finish_run(catalog, lease, "interrupted")
+    assert _state(catalog, lease) == "interrupted"
+
+
+@pytest.mark.parametrize("state", ["done", "failed", "interrupted", "crashed"])
+def test_a_run_that_has_ended_is_not_going_and_hears_nothing(
+    catalog: Catalog, lease: Lease, state: str
+) -> None:
+    _change(catalog, lease, state=state)
+    ask_to_stop(catalog, lease)
+    assert run_state(catalog, lease) == RunState(this_process(), going=False)
+    assert _runs(catalog)[0].stopping is False
+
+
+def test_only_who_has_the_token_is_heard(catalog: Catalog, lease: Lease) -> None:
+    stranger = Lease(lease.run_id, "guessed")
+    ask_to_stop(catalog, stranger)
+    assert run_state(catalog, stranger).going is False
+    assert run_state(catalog, lease).going is True
+    assert run_state(catalog, Lease("no such run", "x")).going is False
+
+
+def test_looking_at_a_run_is_one_small_read(catalog: Catalog, lease: Lease) -> None:
+    statements: list[str] = []
+
+    def note(*args: Any) -> None:
+        statements.append(args[2])
+
+    event.listen(catalog.engine, "before_cursor_execute", note)
+    run_state(catalog, lease)
+    event.remove(catalog.engine, "before_cursor_execute", note)
+    reads = [statement for statement in statements if "runs" in statement]
+    assert len(reads) == 1
+    assert "FOR" not in reads[0]
+    assert "JOIN" not in reads[0]
+
+
+def test_a_run_knows_the_flow_run_that_carries_it_out(catalog: Catalog, lease: Lease) -> None:
+    nightly = start_run(catalog, "index", flow_run="flow-1")
+    assert {run.id: run.flow_run for run in _runs(catalog)} == {
+        lease.run_id: None,
+        nightly.run_id: "flow-1",
+    }
+
+
+def test_the_runs_of_a_flow_run_that_crashed_are_ended(catalog: Catalog, lease: Lease) -> None:
+    first, second = (start_run(catalog, "index", flow_run="flow-1") for _ in range(2))
+    other = start_run(catalog, "index", flow_run="flow-2")
+    done = start_run(catalog, "index", flow_run="flow-1")
+    finish_run(catalog, done, "done")
+    _change(catalog, second, started_at=5.0)
+    for i, holder in enumerate([lease, first, second, other]):
+        claim(catalog, holder, "root", i)
+    claim(catalog, first, "image", 9, space_id=1)
+    assert end_runs_of(catalog, "flow-3") == []
+    assert end_runs_of(catalog, "flow-1") == [second.run_id, first.run_id]
+    assert end_runs_of(catalog, "flow-1") == []
+    assert _claims(catalog) == {("root", 0, 0, lease.run_id), ("root", 0, 3, other.run_id)}
+    states = {run.id: (run.state, run.ended_at is None) for run in _runs(catalog)}
+    assert states == {
+        lease.run_id: ("running", True),
+        other.run_id: ("running", True),
+        first.run_id: ("crashed", False),
+        second.run_id: ("crashed", False),
+        done.run_id: ("done", False),
+    }
+    assert run_state(catalog, first).going is False
+    with pytest.raises(LeaseLost):
+        renew(catalog, first)
+    with pytest.raises(LeaseLost), catalog.write() as conn:
+        check_lease(conn, second)
+    with pytest.raises(LeaseLost):
+        finish_run(catalog, first, "done")
 
 
 # The heartbeat.
