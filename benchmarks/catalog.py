@@ -1,0 +1,176 @@
+"""What the catalog takes for each image, in bytes and in seconds.
+
+Files that exist only in the catalog are recorded as a scan would, claimed and committed as a run
+would (no picture is read and no vector is written), and looked through as a night would in which
+nothing has changed.
+
+    python benchmarks/catalog.py [--files 1000000] [--database both] [--json OUT]
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from storage.catalog import Catalog
+from storage.changes import Change, Reason, diff
+from storage.chunks import claim_chunk
+from storage.commit import FileRead, PartWritten, commit_chunk
+from storage.file_rows import apply_changes, known_files
+from storage.home import Home
+from storage.pending import pending_counts
+from storage.publish import publish_due
+from storage.roots import RootInfo, add_root
+from storage.runs import Heartbeat, Lease, finish_run, start_run
+from storage.scan import FileStat, Signature
+from storage.spaces import SpaceInfo, ensure_space
+from tests.postgres import running_server
+
+OLD_NS = 1_700_000_000 * 10**9
+CHUNK = 4096
+
+
+def main() -> None:
+    """Measure one database after the other."""
+    args = _arguments()
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"{args.files:,} files, {machine}")
+    rows = []
+    for database in ("sqlite", "postgres") if args.database == "both" else (args.database,):
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            url = stack.enter_context(_postgres()) if database == "postgres" else None
+            home = Home(os.path.join(folder, "home"), url)
+            with Catalog.open(home, write=True) as catalog:
+                rows.append({"database": database, **measured(catalog, folder, args.files)})
+        for name, value in rows[-1].items():
+            print(f"  {name:28} {value if isinstance(value, str) else f'{value:,.1f}'}", flush=True)
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump({"machine": machine, "files": args.files, "rows": rows}, file, indent=2)
+
+
+def measured(catalog: Catalog, folder: str, files: int) -> dict[str, float]:
+    """Return bytes a file and seconds of each stage."""
+    lease = start_run(catalog, "benchmark")
+    root = add_root(catalog, os.fsencode(folder))
+    seconds: dict[str, float] = {}
+
+    def timed(stage: str, began: float) -> None:
+        seconds[stage] = time.perf_counter() - began
+
+    with Heartbeat(catalog, lease):
+        began = time.perf_counter()
+        news = (Change(seen.path, Reason.NEW, None, seen) for seen in walked(files))
+        apply_changes(catalog, root, news, lease=lease)
+        timed("record new files, s", began)
+        seen_bytes = _bytes(catalog)
+        space = _space(catalog)
+        began = time.perf_counter()
+        chunks = _commit_all(catalog, lease, space)
+        timed("claim and commit, s", began)
+        _look(catalog, root, space, files, timed)
+    finish_run(catalog, lease, "done")
+    return {
+        "bytes a file seen": seen_bytes / files,
+        "bytes a file with vector": _bytes(catalog) / files,
+        **seconds,
+        "commits": chunks,
+    }
+
+
+def _look(catalog: Catalog, root: RootInfo, space: SpaceInfo, files: int, timed: Any) -> None:
+    """Do what a night does in which nothing has changed, but for the walk of the disk."""
+    began = time.perf_counter()
+    changes = sum(1 for _ in diff(known_files(catalog, root.id), walked(files)))
+    timed("compare unchanged files, s", began)
+    began = time.perf_counter()
+    pending = pending_counts(catalog, space).total
+    timed("count what is pending, s", began)
+    began = time.perf_counter()
+    publish_due(catalog, space)
+    timed("is an index due, s", began)
+    if changes or pending:
+        raise SystemExit(f"{changes} files changed and {pending} are pending, none should")
+
+
+def walked(files: int) -> Iterator[FileStat]:
+    """Yield files as a walk would, 1,000 to a folder, in the order of their paths."""
+    for n in range(files):
+        path = b"2019/%06d/IMG_%08d.jpg" % (n // 1000, n)
+        yield FileStat(path, Signature(2_500_000 + n, OLD_NS + n, OLD_NS + n, 10_000_000 + n))
+
+
+def _commit_all(catalog: Catalog, lease: Lease, space: SpaceInfo) -> int:
+    number, after = 0, 0
+    while chunk := claim_chunk(
+        catalog, lease, space, number=number + 1, limit=CHUNK, after_file_id=after
+    ):
+        number, after = chunk.number, chunk.work[-1].file_id
+        digests = tuple(hashlib.sha256(work.path).digest() for work in chunk.work)
+        part = PartWritten(uuid.uuid4().hex, len(digests), digests, 100, "c" * 32, "d" * 32, {})
+        reads = [
+            FileRead(work.file_id, digest, _signature(work.path), trusted=True)
+            for work, digest in zip(chunk.work, digests, strict=True)
+        ]
+        commit_chunk(catalog, lease, space, chunk, reads=reads, failures=[], part=part)
+    return number
+
+
+def _signature(path: bytes) -> Signature:
+    n = int(path[-12:-4])
+    return Signature(2_500_000 + n, OLD_NS + n, OLD_NS + n, 10_000_000 + n)
+
+
+def _space(catalog: Catalog) -> SpaceInfo:
+    return ensure_space(
+        catalog,
+        name="space",
+        spec={"dim": 2048, "dtype": "float32", "decode_version": 1, "architecture": "none"},
+        request={"model": "none", "layer": None, "weights": "none"},
+        key="synthetic",
+    )
+
+
+def _bytes(catalog: Catalog) -> int:
+    with catalog.read() as conn:
+        if catalog.dialect == "sqlite":
+            pages, size = (
+                conn.exec_driver_sql(f"PRAGMA page_{it}").scalar_one() for it in ("count", "size")
+            )
+            return int(pages * size)
+        size = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r'"
+        ours = " AND relnamespace = 'public'::regnamespace"
+        return int(conn.execute(text(size + ours)).scalar_one())
+
+
+@contextlib.contextmanager
+def _postgres() -> Iterator[str]:
+    with running_server(durable=True) as server:
+        name = server.create()
+        yield server.database(name)
+        server.drop(name)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--files", type=int, default=1_000_000)
+    parser.add_argument("--database", choices=("both", "sqlite", "postgres"), default="both")
+    parser.add_argument("--json", metavar="OUT")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
