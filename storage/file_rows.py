@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from storage.catalog import Catalog
 from storage.changes import Change, Known, Reason
 from storage.roots import RootInfo, display, within
-from storage.runs import Lease, check_lease
+from storage.runs import Lease, check_lease, claim, release
 from storage.scan import FileStat, Signature
 from storage.slices import sliced
 from storage.tables import Failure, File
@@ -107,10 +107,15 @@ def apply_changes(
     return counts
 
 
-def prune_missing(conn: Connection, root_id: int, now: float) -> int:
+def prune_missing(conn: Connection, root_id: int, now: float, most: int | None = None) -> int:
     """Delete the root's files that have been missing for longer than their grace; return how many.
 
     Their images stay: compaction drops those that nothing holds any more, with their vectors.
+
+    Parameters
+    ----------
+    most
+        No more files than this, those with the lowest ids; None is all.
     """
     over = (
         File.root_id == root_id,
@@ -118,12 +123,39 @@ def prune_missing(conn: Connection, root_id: int, now: float) -> int:
         File.missing_since < now - GRACE_S,
     )
     # In the order of their ids, as every writer of files locks them.
-    ids = conn.execute(select(File.id).where(*over).order_by(File.id).with_for_update()).scalars()
+    query = select(File.id).where(*over).order_by(File.id).limit(most).with_for_update()
     pruned = 0
-    for some in sliced(list(ids)):
+    for some in sliced(list(conn.execute(query).scalars())):
         conn.execute(delete(Failure).where(Failure.stage == "read", Failure.file_id.in_(some)))
         pruned += conn.execute(delete(File).where(File.id.in_(some))).rowcount
     return pruned
+
+
+def prune_root(catalog: Catalog, lease: Lease, root: RootInfo) -> int:
+    """Delete the files of a root that are missing past their grace, 5,000 of them a transaction.
+
+    The run holds the root meanwhile, so that no scan finds one of them again.  Returns how many
+    there were.
+
+    Raises
+    ------
+    LeaseHeld
+        Another run is scanning the root.
+    LeaseLost
+        The run was declared dead.
+    """
+    claim(catalog, lease, "root", root.id)
+    pruned = 0
+    try:
+        while True:
+            with catalog.write() as conn:
+                check_lease(conn, lease)
+                some = prune_missing(conn, root.id, catalog.now(conn), PAGE)
+            pruned += some
+            if some < PAGE:
+                return pruned
+    finally:
+        release(catalog, lease, "root", root.id)
 
 
 def _needs_writing(change: Change) -> bool:
