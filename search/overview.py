@@ -10,6 +10,7 @@ from storage.catalog import Catalog
 from storage.failures import counts_by_class
 from storage.owner import Owner, is_gone, this_process
 from storage.pending import pending_counts
+from storage.recall import RecallInfo, fallen, series_in
 from storage.spaces import list_spaces
 from storage.tables import File, Generation, Image, Part, Root, Run, Space, Vector
 
@@ -50,6 +51,8 @@ class SpaceOverview:
     index: str | None
     """FAISS factory of the published index; None while search is exact."""
     index_rows: int
+    recalls: list[RecallInfo]
+    """What was measured of its indexes when they were published, newest first."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the values for scripts."""
@@ -120,6 +123,7 @@ def _space(conn: Connection, space: Any) -> SpaceOverview:
         size_bytes=int(part_bytes) + (generation.size_bytes if generation else 0),
         index=generation.factory if generation else None,
         index_rows=generation.n if generation else 0,
+        recalls=series_in(conn, space.id),
     )
 
 
@@ -134,7 +138,10 @@ def overview(catalog: Catalog) -> dict[str, Any]:
         info = infos[space.name]
         pending = pending_counts(catalog, info, None).total
         failures = dict(counts_by_class(catalog, info))
-        spaces.append({**space.to_json(), "pending": pending, "failures": failures})
+        values = space.to_json()
+        measured = values.pop("recalls")
+        values |= {"recall": measured[0] if measured else None, "fallen": fallen(catalog, info)}
+        spaces.append({**values, "pending": pending, "failures": failures})
     return {
         "store_id": catalog.store_id,
         "catalog": catalog.dialect,

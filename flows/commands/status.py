@@ -92,11 +92,21 @@ def _spaces(spaces: list[dict[str, Any]]) -> str:
             f"{sum(space['failures'].values()):,}",
             size(space["size_bytes"]),
             space["index"] or "none: searched exactly",
+            _recall(space),
         )
         for space in spaces
     ]
-    head = ("space", "vectors", "pending", "failures", "disk", "index")
-    return table(head, rows, right=(1, 2, 3, 4)) if rows else ""
+    head = ("space", "vectors", "pending", "failures", "disk", "index", "recall")
+    if not rows:
+        return ""
+    notes = [space["fallen"] for space in spaces if space["fallen"]]
+    return "\n".join([table(head, rows, right=(1, 2, 3, 4, 6)), *notes])
+
+
+def _recall(space: dict[str, Any]) -> str:
+    """Return how much of what exact search finds the index found; empty where it has none."""
+    measured = space["recall"]
+    return f"{100 * measured['recall']:.1f} %" if space["index"] and measured else ""
 
 
 def _runs(runs: list[dict[str, Any]]) -> str:

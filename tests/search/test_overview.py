@@ -1,10 +1,13 @@
 import json
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from sqlalchemy import select
 
 from search.overview import overview, roots_overview, spaces_overview
+from storage.reading import snapshot
+from storage.recall import record, series
 from storage.tables import Run
 from tests.flows.terminal import python
 from tests.search.stores import Store, digest_of
@@ -53,6 +56,26 @@ def test_counts_are_those_of_the_files(store: Store, tree: Path) -> None:
     assert [space["pending"] for space in found["spaces"]] == [0, len(images) - two.vectors + 1]
     assert found["images"] == len(images) + 1
     assert json.loads(json.dumps(found)) == found
+
+
+def test_what_the_indexes_found_is_shown(store: Store, tree: Path) -> None:
+    first, second = store.space("first"), store.space("second", "float16")
+    for space in (first, second):
+        store.index(tree, space)
+    store.publish(first)
+    store.publish(first)
+    one, two = spaces_overview(store.catalog)
+    assert (one.recalls, two.recalls) == (series(store.catalog, first), [])
+    newest, before = one.recalls
+    assert newest.generation == snapshot(store.catalog, first).generation.name
+    assert (newest.factory, newest.n, newest.recall) == ("SQ8", 12, 1.0)
+    assert one.to_json()["recalls"] == [asdict(newest), asdict(before)]
+    shown = overview(store.catalog)["spaces"]
+    assert [space["recall"] for space in shown] == [asdict(newest), None]
+    assert [space["fallen"] for space in shown] == [None, None]
+    with store.catalog.write() as conn:
+        record(conn, first.id, replace(newest, recall=0.5))
+    assert "finds 50.0 % of the 10 nearest" in overview(store.catalog)["spaces"][0]["fallen"]
 
 
 def test_a_run_whose_process_is_gone_has_crashed_and_nothing_is_written(store: Store) -> None:

@@ -18,6 +18,7 @@ from storage.index import (
     spec_of,
     write_index,
 )
+from storage.kinds import outgrown
 from storage.reading import Rows
 from storage.vectors import PartInfo, VectorStore
 from tests.storage.filled import clustered, limited_files, nearest, recall
@@ -176,6 +177,26 @@ def test_the_kind_follows_number_and_size(n, d, factory):
     ivf = faiss.try_extract_index_ivf(index)
     assert ivf is None or 4 * ivf.nlist >= spec.parameters["nprobe"] > 0
     assert ivf is None or n >= 39 * ivf.nlist
+
+
+@pytest.mark.parametrize(
+    ("factory", "n", "gone"),
+    [
+        ("SQ8", 49_900, False),
+        ("SQ8", 50_100, False),  # hovers
+        ("SQ8", 55_000, False),
+        ("SQ8", 56_000, True),
+        ("HNSW32,SQ8", 50_100, False),
+        ("HNSW32,SQ8", 49_900, False),
+        ("HNSW32,SQ8", 46_000, False),
+        ("HNSW32,SQ8", 45_000, True),
+        ("HNSW32,SQ8", 320_000, False),
+        ("HNSW32,SQ8", 340_000, True),
+        ("PQ64np", 50_000, True),  # no number of vectors is its own
+    ],
+)
+def test_a_kind_is_outgrown_well_past_its_bounds(factory, n, gone):
+    assert outgrown(factory, n, 512) == gone
 
 
 @pytest.mark.parametrize("factory", ["IDMap,Flat", "IDMap2,SQ8", "IVF64,SQ8,idmap"])

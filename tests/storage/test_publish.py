@@ -229,3 +229,56 @@ def test_generations_of_another_space_stay(filled, lease):
     assert made.n == 30
     assert snapshot(filled.catalog, filled.space).generation == mine
     assert snapshot(filled.catalog, other.space).generation == made
+
+
+class TestAskedFor:
+    """A kind of index that somebody asked for is kept."""
+
+    def test_later_publishing_keeps_to_it_until_it_may_choose_again(self, filled, lease):
+        catalog, space = filled.catalog, filled.space
+        assert publish(catalog, lease, space).requested is False
+        asked = publish(catalog, lease, space, "IVF2,Flat")
+        assert (asked.factory, asked.requested) == ("IVF2,Flat", True)
+        filled.add(clustered(20, D, seed=5))
+        later = publish(catalog, lease, space)
+        assert (later.factory, later.requested, later.n) == ("IVF2,Flat", True, 118)
+        assert later.parameters == asked.parameters
+        assert snapshot(catalog, space).generation == later
+        chosen = publish(catalog, lease, space, "auto")
+        assert (chosen.factory, chosen.requested) == ("SQ8", False)
+        assert publish(catalog, lease, space).factory == "SQ8"
+
+    def test_it_is_kept_where_the_index_was_withdrawn_meanwhile(self, filled, lease):
+        publish(filled.catalog, lease, filled.space, "Flat")
+        with filled.catalog.write() as conn:
+            withdraw(conn, filled.space.id, 1.0)
+        made = publish(filled.catalog, lease, filled.space)
+        assert (made.factory, made.requested) == ("Flat", True)
+
+    def test_another_spaces_wish_is_its_own(self, filled, lease):
+        publish(filled.catalog, lease, filled.space, "Flat")
+        other = Filled(filled.catalog, D, "float16", folder="16")
+        other.add(clustered(30, D))
+        assert publish(filled.catalog, lease, other.space).factory == "SQ8"
+
+    def test_where_too_few_vectors_are_left_for_it_one_is_chosen(self, filled, lease):
+        publish(filled.catalog, lease, filled.space, "IVF90,Flat")
+        forget(filled, 50)
+        assert publish_due(filled.catalog, filled.space) == "dead"
+        made = publish(filled.catalog, lease, filled.space)
+        assert (made.factory, made.requested, made.n) == ("SQ8", False, 48)
+        with pytest.raises(SpaceError, match="can't be trained with 48 vectors"):
+            publish(filled.catalog, lease, filled.space, "IVF90,Flat")
+
+    def test_a_kind_for_another_number_of_vectors_is_outgrown(self, filled, lease):
+        catalog, space = filled.catalog, filled.space
+        publish(catalog, lease, space)
+        assert publish_due(catalog, space, retrain=True) is None
+        with catalog.write() as conn:
+            conn.execute(update(Generation).values(factory="HNSW32,SQ8"))
+        assert publish_due(catalog, space) is None
+        assert publish_due(catalog, space, retrain=True) == "outgrown"
+        publish(catalog, lease, space)
+        assert publish_due(catalog, space, retrain=True) is None
+        publish(catalog, lease, space, "HNSW32,SQ8")  # of the same kind, but asked for
+        assert publish_due(catalog, space, retrain=True) is None
