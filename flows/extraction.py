@@ -8,9 +8,10 @@ from typing import Any
 from flows.errors import Stopped
 from flows.orders import ChunkOrder
 from flows.worker import bench_for
-from storage.chunks import Chunk, give_back, known_digest
+from storage.chunks import Chunk, give_back
 from storage.clocks import Clocks
 from storage.commit import CommitResult, FailedItem, FileRead, commit_chunk
+from storage.pending import known_digest
 from storage.scan import Signature
 from storage.spaces import get_space
 from storage.vectors import VectorStore

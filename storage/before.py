@@ -143,7 +143,9 @@ class Look:
 
     def _live_elsewhere(self, image_ids: Sequence[int]) -> set[int]:
         """Return those images that a live file outside the chunk holds."""
-        mine = exists().where(*claims_of(self.lease, self.chunk), Claim.subject_id == File.id)
+        mine = exists().where(
+            *claims_of(self.lease, self.chunk), Claim.kind == "file", Claim.subject_id == File.id
+        )
         query = select(File.image_id).distinct().where(File.state == "live", ~mine)
         return self._of_images(query, File.image_id, image_ids)
 

@@ -1,18 +1,34 @@
 """The chunks of pending files that runs claim; what is pending is said in ``storage.pending``."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, case, delete, exists, func, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Exists,
+    Select,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    select,
+    union,
+)
+from sqlalchemy.orm import InstrumentedAttribute
 
 from storage.catalog import Catalog
 from storage.database import insert_into
-from storage.pending import Scope, in_scope, pending, quarantined, settled
+from storage.excludes import Globs
+from storage.pending import Scope, in_scope, pending, settled
 from storage.runs import Lease, check_lease
+from storage.slices import PAGE, pages, sliced
 from storage.spaces import SpaceInfo
-from storage.tables import Claim, Failure, File, Image, Root, Run, Vector
+from storage.tables import Claim, File, Image, Root, Run
 
 
 @dataclass(frozen=True)
@@ -39,16 +55,16 @@ class Chunk:
 
 
 def claims_of(lease: Lease, chunk: Chunk) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions for the claims of a chunk."""
+    """Return the conditions for the claims of a chunk: its files, and their known images."""
     return (
-        Claim.kind == "file",
+        Claim.kind.in_(("file", "image")),
         Claim.space_id == chunk.space_id,
         Claim.run_id == lease.run_id,
         Claim.chunk == chunk.number,
     )
 
 
-def claim_chunk(  # noqa: PLR0913 -- three say where, four what
+def claim_chunk(  # noqa: PLR0913 -- three say where, six what
     catalog: Catalog,
     lease: Lease,
     space: SpaceInfo,
@@ -60,12 +76,15 @@ def claim_chunk(  # noqa: PLR0913 -- three say where, four what
     among: Sequence[int] | None = None,
     passed: list[int] | None = None,
 ) -> Chunk | None:
-    """Claim the next pending files for a run; no two claims of a space share a file.
+    """Claim the next pending files for a run; no two chunks of a space share a file.
+
+    Nor do they share an image that files are known to hold: it is claimed with the first of them,
+    and its other files are taken in the same chunk or left alone until that one is done.
 
     Parameters
     ----------
     number
-        Number of the chunk inside its run.
+        Number of the chunk inside its run, not used before.
     limit
         Files of the chunk, at most.
     after_file_id
@@ -74,10 +93,10 @@ def claim_chunk(  # noqa: PLR0913 -- three say where, four what
     scope
         Only these files.
     among
-        Only files with these ids, of those ``passed`` before.
+        Only files with these ids: those that were ``passed`` before, in any order.
     passed
-        Receives the ids of files that were not taken, because another chunk has their image in
-        work.
+        Receives the ids of pending files that were met and not taken, because another chunk has
+        their image in work, or because somebody was faster; an id can come twice.
 
     Returns
     -------
@@ -88,55 +107,46 @@ def claim_chunk(  # noqa: PLR0913 -- three say where, four what
     ------
     LeaseLost
         The run was declared dead.
+    RootError
+        A glob of the scope is empty.
     """
-    claimed = exists().where(
-        Claim.kind == "file", Claim.space_id == space.id, Claim.subject_id == File.id
-    )
-    query = pending(space, scope).where(~claimed).order_by(File.id).limit(limit)
-    row = {"kind": "file", "space_id": space.id, "run_id": lease.run_id, "chunk": number}
+    passed = [] if passed is None else passed
+    free = File.id > after_file_id, ~_claimed("file", space, File.id)
+    query = pending(space, scope).where(*free)
+    looks = [query]
     if among is not None:
-        query = query.where(File.id.in_(among))
-    while True:
-        # Looked up without a lock first: passing over a million files that are not pending takes
-        # a second, in which nobody else should have to wait.
-        with catalog.read() as conn:
-            candidates = conn.execute(
-                query.add_columns(File.id).where(File.id > after_file_id)
-            ).scalars()
-            ids = list(candidates)
-        if not ids:
-            return None
+        looks = [query.where(File.id.in_(some)) for some in sliced(sorted(set(among)))]
+    # Looked up without a lock first: passing over a million files that are not pending takes a
+    # second, in which nobody else should have to wait.
+    globs = scope.globs if scope else ()
+    found = _look(catalog, looks, space, globs, passed, PAGE if globs else limit)
+    while ids := list(islice(found, limit)):
         with catalog.write() as conn:
             check_lease(conn, lease)
-            work = _take(conn, query.where(File.id.between(ids[0], ids[-1])), row)
-        if work:
-            return Chunk(number, space.id, work)
-        after_file_id = ids[-1]  # others were faster with all of these
+            chunk = _take(conn, lease, Chunk(number, space.id, ()), query, ids)
+        mine = {item.file_id for item in chunk.work}
+        passed.extend(file_id for file_id in ids if file_id not in mine)
+        if mine:
+            return chunk
+    return None
 
 
-def pending_elsewhere(
-    catalog: Catalog, lease: Lease, space: SpaceInfo, scope: Scope | None = None
-) -> int:
-    """Count the files that other running runs have claimed in a space, of a scope or of all."""
-    query = (
-        select(func.count())
-        .select_from(Claim)
-        .join(Run, Run.id == Claim.run_id)
-        .where(
-            Claim.kind == "file",
-            Claim.space_id == space.id,
-            Claim.run_id != lease.run_id,
-            Run.state == "running",
-        )
-    )
-    if scope is not None:
-        query = (
-            query.join(File, File.id == Claim.subject_id)
-            .outerjoin(Image, Image.id == File.image_id)
-            .where(*in_scope(scope, space))
-        )
+def still_claimed(catalog: Catalog, lease: Lease, chunk: Chunk) -> Chunk | None:
+    """Return the chunk with those of its files that the run still has claimed for it.
+
+    None where there are none, because the chunk was committed or given back already: to carry out
+    an order twice then costs nothing.
+    """
+    query = select(Claim.kind, Claim.subject_id).where(*claims_of(lease, chunk))
     with catalog.read() as conn:
-        return conn.execute(query).scalar_one()
+        claims = conn.execute(query).all()
+    held = {subject_id for kind, subject_id in claims if kind == "file"}
+    work = tuple(item for item in chunk.work if item.file_id in held)
+    if work:
+        return replace(chunk, work=work)
+    if claims:  # the files were removed with their root; nobody will commit their images
+        give_back(catalog, lease, chunk)
+    return None
 
 
 def give_back(catalog: Catalog, lease: Lease, chunk: Chunk) -> None:
@@ -145,51 +155,95 @@ def give_back(catalog: Catalog, lease: Lease, chunk: Chunk) -> None:
         conn.execute(delete(Claim).where(*claims_of(lease, chunk)))
 
 
-def known_digest(catalog: Catalog, space: SpaceInfo, digest: bytes) -> str:
-    """Say what a space knows of a content.
+def pending_elsewhere(
+    catalog: Catalog, lease: Lease, space: SpaceInfo, scope: Scope | None = None
+) -> int:
+    """Count the files of a scope, or all, that wait for other running runs.
 
-    Returns
-    -------
-    str
-        ``vector``: it has one.  ``failed``: it can't have one with this decode version or in this
-        space.  ``unknown``: it is worth decoding.
+    These have claimed them in the space, or an image that they are known to hold.
     """
-    vector = (
-        select(Vector.row)
-        .join(Image, Image.id == Vector.image_id)
-        .where(Image.digest == digest, Vector.space_id == space.id)
+    foreign = (
+        Claim.space_id == space.id,
+        Claim.run_id != lease.run_id,
+        exists().where(Run.id == Claim.run_id, Run.state == "running"),
     )
-    failure = select(Failure.id).where(
-        Failure.digest == digest, quarantined(space.decode_version, space.id)
+    ways = (
+        and_(Claim.kind == "file", Claim.subject_id == File.id),
+        and_(Claim.kind == "image", Claim.subject_id == File.image_id, settled()),
     )
+    files = select(File.id, File.path).select_from(Claim).where(*foreign, File.state == "live")
+    if scope is not None:
+        files = files.where(*in_scope(scope, space))
+    found = union(
+        *(files.join(File, way).outerjoin(Image, Image.id == File.image_id) for way in ways)
+    )
+    globs = Globs(scope.globs if scope else ())
     with catalog.read() as conn:
-        if conn.execute(vector).first() is not None:
-            return "vector"
-        return "unknown" if conn.execute(failure).first() is None else "failed"
+        if not globs:
+            return conn.execute(select(func.count()).select_from(found.subquery())).scalar_one()
+        return sum(globs.match(path) for _, path in conn.execute(found))
 
 
-def _take(conn: Connection, query: Select[Any], row: dict[str, Any]) -> tuple[Work, ...]:
-    """Claim what the query finds now, and return what became this run's."""
-    found = conn.execute(
-        query.join(Root, Root.id == File.root_id)
-        .add_columns(
-            File.id,
-            Root.path,
-            File.path,
-            File.source,
-            case((settled(), Image.digest)),
-            File.seen_size_bytes,
-        )
-        .with_for_update(of=File, skip_locked=True)
-    ).all()
-    if not found:
-        return ()
-    # Postgres: a run that read before our neighbour's commit meets its claims only here.
-    insert = insert_into(conn, Claim).on_conflict_do_nothing().returning(Claim.subject_id)
-    rows = [{**row, "subject_id": item[0]} for item in found]
-    mine = set(conn.execute(insert, rows).scalars())
-    return tuple(
+def _claimed(kind: str, space: SpaceInfo, subject: InstrumentedAttribute[Any]) -> Exists:
+    claimed = (Claim.kind == kind, Claim.space_id == space.id, Claim.subject_id == subject)
+    return exists().where(*claimed)
+
+
+def _look(
+    catalog: Catalog,
+    looks: Iterable[Select[Any]],
+    space: SpaceInfo,
+    globs: Sequence[str],
+    passed: list[int],
+    page: int,
+) -> Iterator[int]:
+    """Yield the files that can be claimed, by id; those whose image is in work are passed."""
+    in_work = and_(settled(), _claimed("image", space, File.image_id))
+    wanted = Globs(globs)
+    for query in looks:
+        columns = query.add_columns(File.id, File.path, in_work)
+        for rows in pages(catalog, columns, File.id, size=page):
+            for file_id, path, waits in rows:
+                if not wanted.match(path):
+                    continue
+                if waits:
+                    passed.append(file_id)
+                else:
+                    yield file_id
+
+
+def _take(
+    conn: Connection, lease: Lease, chunk: Chunk, query: Select[Any], ids: Sequence[int]
+) -> Chunk:
+    """Claim for a chunk those files that the query still finds, and return it with them."""
+    columns = (File.id, Root.path, File.path, File.source, File.seen_size_bytes)
+    known = (case((settled(), Image.digest)), case((settled(), File.image_id)))
+    query = query.join(Root, Root.id == File.root_id).add_columns(*columns, *known)
+    query = query.order_by(File.id).with_for_update(of=File, skip_locked=True)
+    found = [row for some in sliced(ids) for row in conn.execute(query.where(File.id.in_(some)))]
+    # Postgres: a run that read before our neighbour's commit meets its claims only here.  All
+    # insert in one order, images and then files by their ids, so that no two wait for each other.
+    images = _insert(conn, lease, chunk, "image", {row[-1] for row in found} - {None})
+    free = [row for row in found if row[-1] is None or row[-1] in images]
+    files = _insert(conn, lease, chunk, "file", {row[0] for row in free})
+    if not files:  # nobody will commit the images
+        conn.execute(delete(Claim).where(*claims_of(lease, chunk)))
+    work = tuple(
         Work(file_id, source or os.path.join(root, path), digest, size_bytes)
-        for file_id, root, path, source, digest, size_bytes in found
-        if file_id in mine
+        for file_id, root, path, source, size_bytes, digest, _ in free
+        if file_id in files
     )
+    return replace(chunk, work=work)
+
+
+def _insert(
+    conn: Connection, lease: Lease, chunk: Chunk, kind: str, subjects: Iterable[int]
+) -> set[int]:
+    """Claim for a chunk what is free, and return it."""
+    claim = {"kind": kind, "space_id": chunk.space_id}
+    claim |= {"run_id": lease.run_id, "chunk": chunk.number}
+    rows = [{**claim, "subject_id": subject} for subject in sorted(subjects)]
+    if not rows:
+        return set()
+    insert = insert_into(conn, Claim).on_conflict_do_nothing().returning(Claim.subject_id)
+    return set(conn.execute(insert, rows).scalars())

@@ -1,4 +1,7 @@
-"""What a walk leaves out.  Pure: nothing is looked up on disk, and names are bytes."""
+"""Globs: what a walk leaves out, and which files are meant.
+
+Pure: nothing is looked up on disk, and names are bytes.
+"""
 
 import fnmatch
 import os
@@ -29,7 +32,7 @@ class _Glob:
         pattern = os.fsencode(text)
         parts = [part for part in pattern.split(b"/") if part not in (b"", b".")]
         if not parts:
-            raise RootError(f"exclude pattern {text!r} names nothing")
+            raise RootError(f"the pattern {text!r} names nothing")
         if b"/" not in pattern.rstrip(b"/"):
             parts.insert(0, b"**")
         return cls(tuple(map(_component, parts)), pattern.endswith(b"/"))
@@ -89,6 +92,38 @@ class Excludes:
         names = path.split(SEP)
         parents = (SEP.join(names[:depth]) for depth in range(1, len(names)))
         return any(self.match(parent, True) for parent in parents) or self.match(path, False)
+
+
+class Globs:
+    """Which files are meant, in the language of `Excludes`; without a glob, all of them.
+
+    A glob that matches a folder means whatever lies below it.  Hidden names are like any other.
+
+    Raises
+    ------
+    RootError
+        A pattern is empty.
+    """
+
+    __slots__ = ("_globs",)
+
+    def __init__(self, globs: Sequence[str] = ()) -> None:
+        self._globs = tuple(map(_Glob.parse, globs))
+
+    def __bool__(self) -> bool:
+        """Say whether there are globs."""
+        return bool(self._globs)
+
+    def match(self, path: bytes) -> bool:
+        """Say whether a file is meant, by its path relative to the root or its manifest's key."""
+        if not self._globs:
+            return True
+        names = [name for name in path.split(SEP) if name not in (b"", b".")]
+        return any(
+            (depth < len(names) or not glob.folders_only) and _matches(glob.parts, names[:depth])
+            for glob in self._globs
+            for depth in range(len(names), 0, -1)
+        )
 
 
 def is_hidden(name: bytes) -> bool:

@@ -13,7 +13,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, case, exists, false, func, or_, select, true
 
 from storage.catalog import Catalog
+from storage.excludes import Globs
 from storage.roots import within
+from storage.slices import pages
 from storage.spaces import SpaceInfo
 from storage.tables import Failure, File, Image, Vector
 
@@ -24,19 +26,20 @@ FAILED = (Failure.size_bytes, Failure.mtime_ns, Failure.ctime_ns, Failure.inode)
 
 @dataclass(frozen=True)
 class Scope:
-    """Which files a run is about; every condition narrows.  False where it is about none.
-
-    ``places`` are pairs of a root id and a relative path, that file or what lies below it, ``b""``
-    for the whole root; None is everywhere.  ``globs``: the path matches one of them.  ``since_ns``
-    and ``until_ns``: last modified at or after, and before.  ``failed``: only files with a recorded
-    failure that keeps, or kept, them out of the space.
-    """
+    """Which files a run is about; every condition narrows.  False where there is no place."""
 
     places: tuple[tuple[int, bytes], ...] | None = None
+    """Root id, and a relative path: that file or what lies below it, ``b""`` for the whole root.
+    None is everywhere."""
     globs: tuple[str, ...] = ()
+    """The file's path below its root, or its key in a manifest, is one that ``excludes.Globs``
+    means.  SQL can't tell, so whoever asks the catalog for files holds them against these."""
     since_ns: int | None = None
+    """Last modified then or later, by the last scan."""
     until_ns: int | None = None
+    """Last modified before."""
     failed: bool = False
+    """A failure is recorded that keeps the file out of the space, or did until it was armed."""
 
     def __bool__(self) -> bool:
         """Say whether there is any place where files could be."""
@@ -86,7 +89,7 @@ def pending(space: SpaceInfo, scope: Scope | None = None) -> Select[Any]:
     space
         Where vectors are missing.
     scope
-        Only these files; None is everything.
+        Only these files, whatever the globs; None is everything.
     """
     unreadable = exists().where(
         Failure.stage == "read",
@@ -112,13 +115,8 @@ def pending(space: SpaceInfo, scope: Scope | None = None) -> Select[Any]:
 
 
 def in_scope(scope: Scope, space: SpaceInfo) -> Iterator[ColumnElement[bool]]:
-    """Yield the conditions for a file joined to its image."""
-    if scope.places is not None:
-        yield _in_places(scope.places)
-    if scope.since_ns is not None:
-        yield File.seen_mtime_ns >= scope.since_ns
-    if scope.until_ns is not None:
-        yield File.seen_mtime_ns < scope.until_ns
+    """Yield the conditions for a file joined to its image, those of the globs left out."""
+    yield from placed(scope)
     if scope.failed:
         yield or_(
             exists().where(Failure.stage == "read", Failure.file_id == File.id),
@@ -128,8 +126,26 @@ def in_scope(scope: Scope, space: SpaceInfo) -> Iterator[ColumnElement[bool]]:
         )
 
 
+def placed(scope: Scope) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions for where a file lies and how old it is."""
+    if scope.places is not None:
+        yield _in_places(scope.places)
+    if scope.since_ns is not None:
+        yield File.seen_mtime_ns >= scope.since_ns
+    if scope.until_ns is not None:
+        yield File.seen_mtime_ns < scope.until_ns
+
+
 def pending_counts(catalog: Catalog, space: SpaceInfo, scope: Scope | None = None) -> Pending:
-    """Count what is pending in a space, with one query."""
+    """Count what is pending in a space: with one query, or in pages where there are globs.
+
+    Raises
+    ------
+    RootError
+        A glob is empty.
+    """
+    if scope is not None and scope.globs:
+        return _counted_in_pages(catalog, space, scope)
     is_settled = settled()
     query = pending(space, scope).add_columns(
         func.count(case((~is_settled, 1))),
@@ -140,6 +156,46 @@ def pending_counts(catalog: Catalog, space: SpaceInfo, scope: Scope | None = Non
     with catalog.read() as conn:
         to_read, to_extract, total, size = conn.execute(query).one()
     return Pending(to_read, to_extract, total, int(size))
+
+
+def known_digest(catalog: Catalog, space: SpaceInfo, digest: bytes) -> str:
+    """Say what a space knows of a content.
+
+    Returns
+    -------
+    str
+        ``vector``: it has one.  ``failed``: it can't have one with this decode version or in this
+        space.  ``unknown``: it is worth decoding.
+    """
+    vector = (
+        select(Vector.row)
+        .join(Image, Image.id == Vector.image_id)
+        .where(Image.digest == digest, Vector.space_id == space.id)
+    )
+    failure = select(Failure.id).where(
+        Failure.digest == digest, quarantined(space.decode_version, space.id)
+    )
+    with catalog.read() as conn:
+        if conn.execute(vector).first() is not None:
+            return "vector"
+        return "unknown" if conn.execute(failure).first() is None else "failed"
+
+
+def _counted_in_pages(catalog: Catalog, space: SpaceInfo, scope: Scope) -> Pending:
+    globs, query = Globs(scope.globs), pending(space, scope)
+    to_read = to_extract = known = size = last = 0
+    facts = (File.path, File.seen_size_bytes)
+    for rows in pages(catalog, query.where(~settled()).add_columns(File.id, *facts), File.id):
+        sizes = [size_bytes for _, path, size_bytes in rows if globs.match(path)]
+        to_read, size = to_read + len(sizes), size + sum(sizes)
+    # Copies lie side by side in this order, so that one image is remembered and not all.
+    by_image = query.where(settled()).add_columns(File.image_id, File.id, *facts)
+    for rows in pages(catalog, by_image, File.image_id, File.id):
+        for image_id, _, path, size_bytes in rows:
+            if globs.match(path):
+                to_extract += image_id != last
+                last, known, size = image_id, known + 1, size + size_bytes
+    return Pending(to_read, to_extract, to_read + known, size)
 
 
 def _in_places(places: tuple[tuple[int, bytes], ...]) -> ColumnElement[bool]:

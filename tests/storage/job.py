@@ -15,9 +15,10 @@ from pathlib import Path
 from sqlalchemy import select
 
 from storage.catalog import Catalog
-from storage.chunks import Chunk, claim_chunk, known_digest
+from storage.chunks import Chunk, claim_chunk
 from storage.commit import CommitResult, FailedItem, FileRead, PartWritten, commit_chunk
 from storage.files import ScanResult, scan_root
+from storage.pending import known_digest
 from storage.roots import RootInfo, add_root
 from storage.runs import Lease
 from storage.scan import Signature

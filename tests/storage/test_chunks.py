@@ -14,11 +14,11 @@ from sqlalchemy import delete, insert, select, update
 
 from storage.catalog import Catalog
 from storage.changes import Change, Reason
-from storage.chunks import Chunk, claim_chunk, give_back, known_digest, pending_elsewhere
+from storage.chunks import Chunk, claim_chunk, give_back, pending_elsewhere
 from storage.errors import LeaseLost
 from storage.files import apply_changes
 from storage.leases import finish_run
-from storage.pending import Pending, Scope, pending_counts
+from storage.pending import Pending, Scope, known_digest, pending_counts
 from storage.roots import RootInfo, add_root
 from storage.runs import Lease, start_run
 from storage.scan import FileStat, Signature
