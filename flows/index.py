@@ -10,7 +10,9 @@ from typing import Any
 from prefect import State, flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows import form
 from flows.artifacts import Table, failure_table
+from flows.hooks import give_back_leases
 from flows.job import IndexOptions, run_index
 from flows.labels import run_name, tags_of
 from flows.parameters import options_for
@@ -32,7 +34,7 @@ def tables(report: Report, catalog: Catalog) -> list[Table]:
     return [failure_table(report.failures, catalog)]
 
 
-JOB = FlowJob("index", carry_out, tags_of, tables)
+JOB = FlowJob("index", carry_out, tags_of, tables, Report.to_line)
 
 
 @flow(
@@ -40,23 +42,27 @@ JOB = FlowJob("index", carry_out, tags_of, tables)
     flow_run_name=lambda: run_name("index"),
     task_runner=ThreadPoolTaskRunner(max_workers=1),  # type: ignore[arg-type]
     persist_result=False,
+    on_crashed=[give_back_leases],
+    on_cancellation=[give_back_leases],
 )
 def index_images(  # noqa: PLR0913 - each one is a field of Prefect's form and of a deployment
-    roots: list[str] | None = None,
-    space: str | None = None,
-    model: str | None = None,
-    layer: str | None = None,
-    weights: str | None = None,
-    dtype: str | None = None,
-    device: str | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    chunk_size: int | None = None,
-    excludes: list[str] | None = None,
-    index_spec: str | None = None,
-    max_failures: float | None = None,
-    confirm_missing: bool = False,
-    home: str | None = None,
+    roots: form.Roots = None,
+    space: form.Space = None,
+    model: form.Model = None,
+    layer: form.Layer = None,
+    weights: form.Weights = None,
+    dtype: form.Dtype = None,
+    device: form.Device = None,
+    batch_size: form.BatchSize = None,
+    workers: form.Workers = None,
+    chunk_size: form.ChunkSize = None,
+    excludes: form.Excludes = None,
+    index_spec: form.IndexSpec = None,
+    max_failures: form.MaxFailures = None,
+    confirm_missing: form.ConfirmMissing = False,
+    runner: form.Runner = None,
+    cluster: form.Cluster = None,
+    home: form.HomeDir = None,
 ) -> State[dict[str, Any]]:
     """Bring the index up to date with the roots, or with all known ones.
 

@@ -1,4 +1,4 @@
-"""The report of an indexing run: what was found and done, why, and what limited it."""
+"""The report of an index run or back-fill: what was found and done, why, and what limited it."""
 
 import json
 from collections.abc import Mapping
@@ -14,13 +14,16 @@ EDITED = ("size", "mtime", "ctime", "inode")
 EXIT_ORDER = (130, 5, 7, 4, 6, 3)
 """Which exit code wins where several apply."""
 
+RECALL = "recall@10"
+"""How ``storage.recall`` measures an index."""
+
 TELLING_S = 2.0
 """A shorter run does not tell what limits it."""
 
 
 @dataclass
 class Report:
-    """Counts, reasons, seconds by stage and troubles of one run of ``lookalike index``."""
+    """Counts, reasons, seconds by stage and troubles of one run."""
 
     run_id: str = ""
     space: str = ""
@@ -39,8 +42,9 @@ class Report:
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds by stage: those of ``STAGES`` follow each other, those of ``THREADS`` overlap."""
     index: dict[str, Any] | None = None
-    """What this run published: ``space generation factory n row_end size_bytes duration_s``, of
-    the last of several spaces; None where it published nothing."""
+    """What this run published: ``space generation factory n row_end size_bytes recall fallen
+    duration_s``, of the last of several spaces; None where it published nothing.  ``recall`` is
+    the measured one, ``fallen`` what to tell people where it is too low."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Files by what the scan said about them."""
     copied: int = 0
@@ -58,6 +62,8 @@ class Report:
     interrupted: bool = False
     troubles: dict[int, list[str]] = field(default_factory=dict)
     """One line a trouble, by the exit code that it causes."""
+    kind: str = "index"
+    """``index``, or ``backfill``, which scans nothing."""
 
     def add_scan(self, scan: Mapping[str, Any]) -> None:
         """Add what the scan of one root found (``storage.files.ScanResult`` as a dict)."""
@@ -78,6 +84,10 @@ class Report:
         if scan["future"]:
             n = counted(scan["future"], "file")
             self.warnings.append(f"{n} dated in the future: read again on every run until then")
+
+    def add_looked(self, root: str) -> None:
+        """Record a root that is there and was not scanned."""
+        self.roots.append({"root": root})
 
     def add_chunk(self, chunk: Mapping[str, Any]) -> None:
         """Add the outcomes, failures by class and seconds by stage of one committed chunk."""
@@ -145,30 +155,50 @@ class Report:
     def to_text(self) -> str:
         """Return the report for a terminal: one line where nothing happened, else about ten."""
         if self._nothing_happened():
-            files = counted(self.scanned, "file")
-            return f"Nothing changed: {files} scanned in {self.duration_s:,.1f} s."
+            return self._idle_line()
         lines = [self._headline(), self._scan_line(), *self._why_lines(), *self._outcome_lines()]
         lines += [*self._stage_lines(), self._index_line(), self.limits or self.limiting()]
-        return "\n".join(line for line in (*lines, *self.warnings) if line)
+        return "\n".join(line for line in (*lines, *self._notes()) if line)
+
+    def to_line(self) -> str:
+        """Return the whole in one line, for a state in Prefect."""
+        if self._nothing_happened():
+            return self._idle_line()
+        parts = [f"{n:,} {word}" for word, n in self._outcomes() if n and word != "extracted"]
+        index = " ".join(self._index_line().split())
+        return "; ".join(part for part in (self._headline(), ", ".join(parts), index) if part)
 
     def to_markdown(self) -> str:
         """Return the report as Markdown, for a Prefect artifact."""
         counts = [("scanned", self.scanned), ("unchanged", self.unchanged)]
+        counts = counts if self.kind == "index" else []
         counts += [(WHY.get(reason, reason), n) for reason, n in self.reasons.items()]
         counts += [(word, n) for word, n in self._outcomes() if n]
-        parts = [f"# {self._headline()}", _table(("files", "count"), counts)]
+        said = self._idle_line() if self._nothing_happened() else self._headline()
+        parts = [f"# {said}", _table(("files", "count"), counts) if counts else ""]
         if self.failures:
             parts.append(_table(("failure", "images"), self.failures.items()))
         if self.stages:
             seconds = [(stage, f"{value:,.1f}") for stage, value in self.stages.items()]
             parts.append(_table(("stage", "seconds"), seconds))
         parts += [self._index_line(), self.limits or self.limiting()]
-        parts += [f"- {line}" for line in (*self.warnings, *self.trouble_lines())]
+        parts += [f"- {line}" for line in (*self._notes(), *self.trouble_lines())]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _nothing_happened(self) -> bool:
         done = self.reasons or self.troubles or self.warnings or self.interrupted
         return not (done or self.index) and not any(n for _, n in self._outcomes())
+
+    def _idle_line(self) -> str:
+        if self.kind == "backfill":
+            return f"Nothing is pending there: looked for {self.duration_s:,.1f} s."
+        files = counted(self.scanned, "file")
+        return f"Nothing changed: {files} scanned in {self.duration_s:,.1f} s."
+
+    def _notes(self) -> list[str]:
+        """Return what to know besides: warnings, and an index that finds too little."""
+        fallen = self.index.get("fallen") if self.index else None
+        return [*self.warnings, fallen] if fallen else self.warnings
 
     def _headline(self) -> str:
         space = f" into space {self.space}" if self.space else ""
@@ -180,12 +210,13 @@ class Report:
         return f"{self._how()}: {', '.join(said)}"
 
     def _how(self) -> str:
-        if self.interrupted:
-            return "Interrupted"
         but = BUT.get(self.exit_code())
-        return f"Done, but {but}" if but else "Done"
+        how = "interrupted" if self.interrupted else f"done, but {but}" if but else "done"
+        return f"Back-fill {how}" if self.kind == "backfill" else how.capitalize()
 
     def _scan_line(self) -> str:
+        if self.kind != "index":
+            return ""
         return f"  scanned    {counted(self.scanned, 'file')}, {self.unchanged:,} unchanged"
 
     def _why_lines(self) -> list[str]:
@@ -224,7 +255,9 @@ class Report:
             return ""
         several = self.index["space"] != self.space
         where = f" of space {self.index['space']}" if several else ""
-        return f"  index      {self.index['factory']}, {counted(self.index['n'], 'vector')}{where}"
+        said = f"{self.index['factory']}, {counted(self.index['n'], 'vector')}{where}"
+        recall = self.index.get("recall")
+        return f"  index      {said}" + ("" if recall is None else f", {RECALL} {recall:.3f}")
 
     def trouble_lines(self) -> list[str]:
         """Return the troubles, one line each, the gravest first."""

@@ -1,4 +1,4 @@
-"""Run ``index`` from a terminal: through Prefect, or on plain threads."""
+"""Run ``index`` or ``backfill`` from a terminal: through Prefect, or on plain threads."""
 
 import os
 
@@ -7,6 +7,7 @@ from flows.job import IndexOptions, run_index
 from flows.plan import plan
 from flows.progress import Progress
 from flows.report import Report
+from flows.scanning import chosen_roots
 from flows.signals import stop_on_signals
 from flows.spaces import find_spaces
 from flows.steps import PlainSteps
@@ -26,10 +27,14 @@ def run(options: IndexOptions, progress: Progress, *, prefect: str = "auto") -> 
     Raises
     ------
     FlowError
-        No root was named, and none is known; nothing was made then.
+        No root was named, and none is known; nothing was made then.  Or Dask was asked for without
+        Prefect.
     """
+    if options.runner == "dask" and prefect == "never":
+        raise FlowError("Dask is reached through Prefect: leave out --no-prefect or --runner dask")
     home = Home(options.home, options.catalog_url)
-    if not options.roots and not home.is_made() and not os.path.exists(home.sqlite):
+    known = home.is_made() or os.path.exists(home.sqlite)
+    if not known and not (options.roots and options.scan):
         raise FlowError(NO_ROOT)
     try:
         with stop_on_signals(options, progress) as stop:
@@ -44,20 +49,25 @@ def run(options: IndexOptions, progress: Progress, *, prefect: str = "auto") -> 
 
 
 def _run(options: IndexOptions, progress: Progress, prefect: str) -> Report:
-    from flows.server import prefect_wanted
-
     catalog = bench_for(options.home, options.catalog_url).catalog
     if not options.roots and not list_roots(catalog):
         raise FlowError(NO_ROOT)
+    if not options.scan:
+        chosen_roots(catalog, options)  # refuses what is no root before a run is recorded
     _say_which_space(catalog, options, progress)
-    if prefect_wanted(options.home, prefect, progress.note) and (
-        prefect == "always" or not plan(options).idle
-    ):
+    if _through_prefect(options, progress, prefect):
         from flows.prefect_run import run_with_prefect
 
         return run_with_prefect(options, progress)
     with PlainSteps() as steps:
         return run_index(options, steps=steps, progress=progress)
+
+
+def _through_prefect(options: IndexOptions, progress: Progress, prefect: str) -> bool:
+    from flows.server import prefect_wanted
+
+    wanted = options.runner == "dask" or prefect_wanted(options.home, prefect, progress.note)
+    return wanted and (prefect == "always" or not plan(options).idle)
 
 
 def _say_which_space(catalog: Catalog, options: IndexOptions, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Which roots a run scans, and what becomes of each of them."""
+"""Which roots a run scans or only looks at, and what becomes of each of them."""
 
 import os
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from flows.errors import NO_ROOT, FlowError
 from flows.orders import ScanOrder
 from storage.catalog import Catalog
 from storage.errors import LeaseHeld, ManifestError, RootError, RootUnavailable
+from storage.guard import preflight
 from storage.pending import Scope
 from storage.roots import RootInfo, add_root, find_root, inside, list_roots
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def chosen_roots(catalog: Catalog, options: "IndexOptions") -> list[RootInfo]:
-    """Return the roots to scan; those named for the first time are registered.
+    """Return the roots of a run; one that scans registers those named for the first time.
 
     A known root need not be there now: that is for the scan to say.
 
@@ -24,6 +25,8 @@ def chosen_roots(catalog: Catalog, options: "IndexOptions") -> list[RootInfo]:
     ------
     FlowError
         No root was named, and none is known.
+    RootError
+        A root that was named can't be one; or the run does not scan, and it is none yet.
     """
     if not options.roots:
         known = list_roots(catalog)
@@ -31,6 +34,8 @@ def chosen_roots(catalog: Catalog, options: "IndexOptions") -> list[RootInfo]:
             raise FlowError(NO_ROOT)
         return known
     paths = [os.fsencode(root) for root in options.roots]
+    if not options.scan:
+        return without_doubles(find_root(catalog, path) for path in paths)
     return without_doubles(
         known_root(catalog, path, options) or add_root(catalog, path, excludes=options.excludes)
         for path in paths
@@ -58,12 +63,43 @@ def known_root(catalog: Catalog, path: bytes, options: "IndexOptions") -> RootIn
 
 
 def scan_roots(job: "Job", roots: list[RootInfo]) -> Scope:
-    """Scan one root after the other; return the scope of those that could be scanned.
+    """Scan or look at one root after the other; return the scope of those that are there.
 
     Nothing of the others may change: their files are not there, or in other hands.
     """
-    scanned = [root for root in roots if not job.stopped and _scan(job, root)]
-    return Scope(tuple((root.id, root.under) for root in scanned))
+    if job.options.scan:
+        return scope_of(
+            [root for root in roots if not job.stopped and _scan(job, root)], job.options
+        )
+    there, unavailable = looked_at(job.catalog, roots)
+    for root in there:
+        job.report.add_looked(root.display)
+    for name, why in unavailable.items():
+        job.report.add_unavailable(name, why)
+    return scope_of(there, job.options)
+
+
+def looked_at(catalog: Catalog, roots: Iterable[RootInfo]) -> tuple[list[RootInfo], dict[str, str]]:
+    """Return the roots that are there, and why the others are not, by name.
+
+    A disk that is not mounted must not fail file by file.
+    """
+    there, unavailable = [], {}
+    for root in roots:
+        try:
+            preflight(catalog, root)
+        except RootUnavailable as error:
+            unavailable[root.display] = str(error)
+        else:
+            there.append(root)
+    return there, unavailable
+
+
+def scope_of(roots: Iterable[RootInfo], options: "IndexOptions") -> Scope:
+    """Return which files of some roots a run is about."""
+    only = options.only
+    places = tuple((root.id, root.under) for root in roots)
+    return Scope(places, only.globs, only.since_ns, only.until_ns, only.failed)
 
 
 def _scan(job: "Job", root: RootInfo) -> bool:

@@ -47,7 +47,11 @@ class Settings(BaseSettings):
     dtype: Literal["float32", "float16"] = Field(
         "float32", description="How the space that `index` maintains stores its vectors."
     )
-    device: str = Field("auto", description="Where forward passes run: auto, cpu, cuda, cuda:1.")
+    device: str = Field(
+        "auto",
+        description="Where forward passes run: auto (every GPU that is there), cpu, cuda, cuda:1, "
+        "or several: cuda:0,cuda:1.",
+    )
     batch_size: int | None = Field(
         None, ge=1, description="Images in one forward pass; None: by the device's memory."
     )
@@ -59,6 +63,15 @@ class Settings(BaseSettings):
     )
     max_failures: float | None = Field(
         None, ge=0.0, le=1.0, description="Share of a run's images that may fail (else exit 7)."
+    )
+    runner: Literal["thread", "dask"] = Field(
+        "thread", description="What works on chunks: this process, or a Dask cluster by Prefect."
+    )
+    cluster: str | None = Field(
+        None,
+        min_length=1,
+        description="With the runner dask: a scheduler's address, a number of local workers, or "
+        "a YAML file; None: local workers.",
     )
     prefect: Literal["auto", "always", "never"] = Field(
         "auto", description="Whether runs go through Prefect; auto: where its API is configured."

@@ -38,6 +38,8 @@ class FlowJob:
     """Tags by what the catalog knows now; asked before the work and after it."""
     tables: Callable[[Any, Catalog], list[Table]] = lambda _report, _catalog: []
     """Tables that belong to a report."""
+    line: Callable[[Any], str] = lambda report: str(report.to_text()).partition("\n")[0]
+    """A report in one line, for the state; else the first line of its text."""
 
 
 def job_state(options_of: Callable[[], Asked], job: FlowJob) -> State[dict[str, Any]]:
@@ -81,12 +83,12 @@ def _carried_out(call: Call, job: FlowJob) -> State[dict[str, Any]]:
         tagging.send()
         tables = lambda: job.tables(report, call.bench.catalog)  # noqa: E731
         publish_report(job.kind, report, tables, call.progress.note)
-    return final_state(report)
+    return final_state(report, job.line(report))
 
 
-def final_state(report: Told) -> State[dict[str, Any]]:
-    """Return the state that tells how a run ended."""
-    said = safe(report.to_text()).splitlines()[0]
+def final_state(report: Told, line: str) -> State[dict[str, Any]]:
+    """Return the state that tells how a run ended; ``line`` says it in short."""
+    said = safe(line)
     if report.interrupted:
         return Cancelled(message=f"{said}; the next run goes on from here")
     if report.exit_code() in FAILS:

@@ -61,7 +61,7 @@ def lost_message(name: str, lost: int, known_live: int) -> str:
     """Return the one line that says what is gone and how to confirm it."""
     return (
         f"{lost:,} of {known_live:,} known files of {name} are gone; nothing of it was changed. "
-        "If they were really deleted or moved, run again with --confirm-missing"
+        "If they were really deleted or moved: lookalike index --confirm-missing"
     )
 
 

@@ -188,7 +188,7 @@ def test_a_run_through_a_server_is_the_plain_run_and_is_recorded(
     assert run.parameters["roots"] == [tree]
     assert run.parameters["weights"] == "random:0"
     assert run.state.name == "Completed"
-    assert run.state.message == report.to_text().splitlines()[0]
+    assert run.state.message == report.to_line()
     kept = seen.artifacts(run)
     assert kept["index-progress"] == 100.0
     assert kept["index-report"] == report.to_markdown()

@@ -194,6 +194,54 @@ def test_a_run_that_has_only_published_says_so() -> None:
     assert "  index      Flat, 1,234 vectors of space b" in report.to_text()
 
 
+def test_the_recall_of_a_published_index_is_told() -> None:
+    report = Report(space="s")
+    report.add_scan(scan(scanned=3, reasons={"new": 3}))
+    report.add_chunk(chunk(outcomes={"extracted": 2, "copied": 1, "failed": 1}))
+    index = {"space": "s", "factory": "SQ8", "n": 324, "row_end": 324, "fallen": None}
+    report.index = {**index, "recall": 0.98765}
+    report.finish(0.5)
+    assert "  index      SQ8, 324 vectors, recall@10 0.988" in report.to_text().splitlines()
+    assert "index      SQ8, 324 vectors, recall@10 0.988" in report.to_markdown()
+    assert report.to_json()["index"]["recall"] == 0.98765
+    assert report.to_line() == (
+        "Done: 2 images extracted into space s in 0.5 s, 4.0 images/s; "
+        "1 copied, 1 failed; index SQ8, 324 vectors, recall@10 0.988"
+    )
+    report.index = {**index, "recall": None}
+    assert "recall" not in report.to_text()
+
+
+def test_an_index_that_finds_too_little_is_told() -> None:
+    report = Report(space="s", extracted=1)
+    fallen = "the index of space s finds 60.0 % of the 10 nearest; publish another"
+    report.index = {"space": "s", "factory": "PQ8", "n": 9, "recall": 0.6, "fallen": fallen}
+    report.finish(0.5)
+    assert report.to_text().splitlines()[-1] == fallen
+    assert f"- {fallen}\n" in report.to_markdown()
+    assert report.warnings == []
+
+
+def test_a_backfill_speaks_of_itself() -> None:
+    report = Report(space="s", kind="backfill")
+    report.add_looked("/p")
+    report.finish(0.2)
+    assert report.to_text() == "Nothing is pending there: looked for 0.2 s."
+    assert report.to_line() == report.to_text()
+    assert report.to_markdown() == "# Nothing is pending there: looked for 0.2 s.\n"
+    assert report.to_json()["roots"] == [{"root": "/p"}]
+    report.add_chunk(chunk(outcomes={"extracted": 2}))
+    report.finish(0.5)
+    assert (
+        headline(report) == "Back-fill done: 2 images extracted into space s in 0.5 s, 4.0 images/s"
+    )
+    assert "scanned" not in report.to_text() + report.to_markdown()
+    report.add_unavailable("/q", "gone")
+    assert headline(report).startswith("Back-fill done, but a root is unavailable: 2 images")
+    report.interrupted = True
+    assert headline(report).startswith("Back-fill interrupted: 2 images")
+
+
 def test_numbers_are_written_alike_everywhere() -> None:
     report = Report(space="s")
     report.add_scan(scan(scanned=9000, unchanged=4000, reasons={"new": 3000, "line": 2000}))
@@ -245,3 +293,4 @@ def test_markdown_of_an_idle_run_has_counts_alone() -> None:
     report = Report()
     report.add_scan(scan(scanned=3, unchanged=3))
     assert report.to_markdown().count("|---|") == 1
+    assert report.to_markdown().startswith("# Nothing changed: 3 files scanned in 0.0 s.\n")

@@ -121,3 +121,16 @@ def test_passwords_are_not_shown() -> None:
 
 def test_each_setting_is_described() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_what_works_on_chunks_can_be_set(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (load_settings().settings.runner, load_settings().settings.cluster) == ("thread", None)
+    (home / "settings.toml").write_text('runner = "dask"\ncluster = "gpus.yaml"\n')
+    assert load_settings().settings.cluster == "gpus.yaml"
+    monkeypatch.setenv("LOOKALIKE_CLUSTER", "tcp://login:8786")
+    loaded = load_settings()
+    assert (loaded.settings.runner, loaded.settings.cluster) == ("dask", "tcp://login:8786")
+    assert loaded.origins["cluster"] == "LOOKALIKE_CLUSTER"
+    monkeypatch.setenv("LOOKALIKE_RUNNER", "ray")
+    with pytest.raises(SettingsError, match=r"^runner = 'ray' \(LOOKALIKE_RUNNER\): .*'dask'$"):
+        load_settings()

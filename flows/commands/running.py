@@ -1,0 +1,108 @@
+"""What the commands that run the job share: their options, and how a run is told."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from flows.commands.base import json_option
+from flows.commands.show import printable, write_json
+
+if TYPE_CHECKING:
+    from flows.job import IndexOptions
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+UNAVAILABLE = 4
+PREFECT = {None: None, True: "always", False: "never"}
+
+RECIPE = (
+    click.option("--model", metavar="NAME", help="Network; `lookalike models` lists them."),
+    click.option("--layer", metavar="NAME", help="fc7, avgpool, logits, ... or any node's name."),
+    click.option(
+        "--weights", metavar="W", help="DEFAULT, a published name, a FILE or random[:SEED]."
+    ),
+    click.option(
+        "--space", metavar="NAME", help="Space to maintain, or a new one's name; `all`: each."
+    ),
+    click.option(
+        "--dtype", type=click.Choice(["float32", "float16"]), help="Stored type of a new space."
+    ),
+)
+"""Options that say which vectors are made."""
+ENGINE = (
+    click.option(
+        "--device",
+        metavar="DEV",
+        help="auto, cpu, cuda, cuda:N, or a list, cuda:0,cuda:1; auto takes every GPU.",
+    ),
+    click.option("--batch-size", type=click.IntRange(1), help="Images in one forward pass."),
+    click.option("--workers", type=click.IntRange(1), help="Threads that read and decode."),
+    click.option("--chunk-size", type=click.IntRange(1, 8192), help="Most images of one commit."),
+    click.option(
+        "--runner",
+        type=click.Choice(["thread", "dask"]),
+        help="What works on chunks: this process, or a Dask cluster through Prefect.",
+    ),
+    click.option(
+        "--cluster",
+        metavar="C",
+        help="Of --runner dask: scheduler's address, number of local workers, YAML file.",
+    ),
+    click.option(
+        "--max-failures", type=click.FloatRange(0, 1), help="Share that may fail, 0 to 1."
+    ),
+)
+"""Options that say how the work is done."""
+TELLING = (
+    click.option("--plan", is_flag=True, help="Say what would be done and touch nothing."),
+    click.option("--prefect/--no-prefect", default=None, help="Force or avoid Prefect's engine."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress."),
+    json_option,
+)
+"""Options that say how it is told."""
+
+
+def options(*those: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
+    """Return a decorator that adds options, in their order."""
+
+    def add(function: Decorated) -> Decorated:
+        for option in reversed(those):
+            function = option(function)
+        return function
+
+    return add
+
+
+def carry_out(ctx: click.Context, kind: str, typed: dict[str, Any]) -> None:
+    """Plan or run what was typed, tell it, and leave with the run's exit code."""
+    from flows.parameters import options_for
+
+    as_json, plan, quiet = (typed.pop(name) for name in ("as_json", "plan", "quiet"))
+    asked = {**ctx.ensure_object(dict), **typed, "prefect": PREFECT[typed["prefect"]]}
+    options, prefect = options_for(asked, kind)
+    if plan:
+        _tell_plan(ctx, options, as_json=as_json)
+    else:
+        _run(ctx, options, prefect, quiet=quiet or as_json, as_json=as_json)
+
+
+def _tell_plan(ctx: click.Context, options: "IndexOptions", *, as_json: bool) -> None:
+    from flows.plan import plan
+
+    planned = plan(options)
+    write_json(planned.to_json()) if as_json else click.echo(planned.to_text())
+    ctx.exit(UNAVAILABLE if planned.unavailable else 0)
+
+
+def _run(
+    ctx: click.Context, options: "IndexOptions", prefect: str, *, quiet: bool, as_json: bool
+) -> None:
+    from flows.progress import Progress
+    from flows.run import run
+
+    with Progress("silent" if quiet else "auto") as progress:
+        report = run(options, progress, prefect=prefect)
+    write_json(report.to_json()) if as_json else click.echo(report.to_text())
+    for line in report.trouble_lines():
+        click.echo(f"lookalike: {printable(line)}", err=True)
+    ctx.exit(report.exit_code())
