@@ -5,14 +5,34 @@ import torch
 from extractor.errors import DeviceError
 
 
+def devices(name: str) -> list[str]:
+    """Return the devices to work on at once: each can have a network of its own.
+
+    Parameters
+    ----------
+    name
+        ``auto`` for every CUDA device, or else the best one there is; a device; or several, with
+        commas between them.  ``cpu,cpu`` is two workers on the CPU.
+
+    Raises
+    ------
+    DeviceError
+        One of them is not here, or nothing is named.
+    """
+    if name == "auto" and torch.cuda.is_available():
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [str(choose_device(one.strip())) for one in name.split(",")]
+
+
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name, ``auto`` being the best one.
+    """Return the device of that name, ``auto`` being the best one; of several the first.
 
     Raises
     ------
     DeviceError
         No such device here.
     """
+    name = name.partition(",")[0]
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if cuda else "mps" if mps else "cpu"

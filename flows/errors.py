@@ -3,7 +3,8 @@
 ::
 
     FlowError            2  what was asked for can't be done as asked
-    └── SettingsError    2  a setting has a wrong value, or an unknown name
+    ├── SettingsError    2  a setting has a wrong value, or an unknown name
+    └── WorkerLost       5  the worker that had a step is gone, or the whole cluster is
     Stopped            130  a step was left because the run is to stop; no trouble
 """
 
@@ -16,6 +17,12 @@ class FlowError(Exception):
 
 class SettingsError(FlowError):
     """A setting has a wrong value or an unknown name; the message says where it was found."""
+
+
+class WorkerLost(FlowError):
+    """The worker that had a step is gone and nobody else has the step, or the cluster is gone."""
+
+    exit_code = 5
 
 
 class Stopped(Exception):

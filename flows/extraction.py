@@ -1,19 +1,23 @@
 """What a worker does with a chunk: extract its wanted images, write their vectors, commit."""
 
-import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
+from flows.digests import Wanted
+from flows.engines import Seat, cores, opened
 from flows.errors import Stopped
 from flows.orders import ChunkOrder
-from flows.worker import bench_for
-from storage.chunks import Chunk, give_back
+from flows.remote import following
+from flows.worker import Bench, bench_for
+from storage.chunks import Chunk, give_back, still_claimed
 from storage.clocks import Clocks
 from storage.commit import CommitResult, FailedItem, FileRead, commit_chunk
 from storage.pending import known_digest
 from storage.scan import Signature
-from storage.spaces import get_space
+from storage.spaces import SpaceInfo, get_space
 from storage.vectors import VectorStore
 
 
@@ -21,65 +25,103 @@ def extract_step(order: ChunkOrder) -> dict[str, Any]:
     """Extract the chunk's wanted images and commit all of it in one transaction.
 
     What was not finished (a stop was asked for) is given back.  Returns the outcomes, failures by
-    class and seconds by stage.
+    class, seconds by stage and in all, and the files that were ``left``: another chunk of this
+    process had their image in work.  Empty where there was nothing to do any more: a chunk can be
+    handed out again after its commit, when the worker that made it is lost.
     """
-    try:
-        return _extract(order)
-    except Stopped:  # in the middle of fetching the model
-        give_back_chunk(order)
-        return {}
+    with following(bench_for(order.place.home, order.place.catalog_url), order.place) as bench:
+        chunk = still_claimed(bench.catalog, order.place.lease, order.chunk)
+        if chunk is None:
+            return {}
+        order = replace(order, chunk=chunk)
+        try:
+            return _extract(bench, order)
+        except Stopped:  # in the middle of fetching the model
+            give_back_chunk(order)
+            return {}
 
 
-def _extract(order: ChunkOrder) -> dict[str, Any]:
+def _extract(bench: Bench, order: ChunkOrder) -> dict[str, Any]:
+    started = time.perf_counter()
+    space = get_space(bench.catalog, order.space)
+    with (
+        Wanted(
+            bench.digests,
+            space.id,
+            lambda digest: known_digest(bench.catalog, space, digest) == "unknown",
+        ) as wanted,
+        ExitStack() as seats,
+    ):
+        extracted, facts = _vectors(bench, order, space, wanted, seats)
+        done = [read for read in extracted.reads if read.digest not in wanted.elsewhere]
+        seconds = {stage: s for stage, s in extracted.seconds.items() if stage != "total"}
+        part = None
+        if len(extracted.digests):
+            folder = bench.catalog.home.space_dir(space.fingerprint)
+            store = VectorStore(folder, space.dim, space.dtype)
+            with timed(seconds, "write"):
+                part = store.append(
+                    order.place.lease.run_id, extracted.vectors, extracted.digests, facts=facts
+                )
+        with timed(seconds, "commit"):
+            result = commit_chunk(
+                bench.catalog,
+                order.place.lease,
+                space,
+                order.chunk,
+                reads=_reads(order.chunk, done),
+                failures=_failures(extracted.failures),
+                part=part,
+            )
+    return {
+        **_chunk_result(result, seconds),
+        "left": [read.key for read in extracted.reads if read.digest in wanted.elsewhere],
+        "duration_s": time.perf_counter() - started,
+    }
+
+
+def _vectors(
+    bench: Bench, order: ChunkOrder, space: SpaceInfo, wanted: Wanted, seats: ExitStack
+) -> tuple[Any, dict[str, Any]]:
+    """Return what became of the files, and how the vectors were made; keeps its device."""
     from extractor.extract import extract
     from extractor.loader import Source
     from extractor.preprocess import Preprocess
 
-    bench = bench_for(order.place.home, order.place.catalog_url)
-    space = get_space(bench.catalog, order.space)
-    sources = [Source(key=work.file_id, path=work.path) for work in order.chunk.work]
     built: list[Any] = []
 
     def engine() -> Any:
+        seat = seats.enter_context(
+            bench.engines.seat(order.device, space.id, bench.number, bench.check)
+        )
         with bench.fetching():
-            built.append(bench.engine(space, order))
+            built.append(_engine(bench, seat, space, order.batch_size))
         return built[-1]
 
     extracted = extract(
-        sources,
-        wants=lambda digest: known_digest(bench.catalog, space, digest) == "unknown",
+        [Source(key=work.file_id, path=work.path) for work in order.chunk.work],
+        wants=wanted,
         preprocess=Preprocess.from_json(space.spec["preprocess"]),
         engine=engine,
         workers=order.workers or default_workers(),
-        stop=bench.stop,
+        stop=bench.ending,
         progress=bench.on_image,
     )
-    seconds = {stage: s for stage, s in extracted.seconds.items() if stage != "total"}
-    facts = dict(built[-1].facts) if built else {}
-    part = None
-    if len(extracted.digests):
-        store = VectorStore(bench.catalog.home.space_dir(space.fingerprint), space.dim, space.dtype)
-        with timed(seconds, "write"):
-            part = store.append(
-                order.place.lease.run_id, extracted.vectors, extracted.digests, facts=facts
-            )
-    with timed(seconds, "commit"):
-        result = commit_chunk(
-            bench.catalog,
-            order.place.lease,
-            space,
-            order.chunk,
-            reads=_reads(order.chunk, extracted.reads),
-            failures=_failures(extracted.failures),
-            part=part,
-        )
-    return _chunk_result(result, seconds)
+    return extracted, dict(built[-1].facts) if built else {}
+
+
+def _engine(bench: Bench, seat: Seat, space: SpaceInfo, batch_size: int | None) -> Any:
+    def make(device: str) -> Any:
+        from search.query import open_engine
+
+        return open_engine(space, device, batch_size, model=bench.models.pop(space.id, None))
+
+    return opened(seat, (space.id, batch_size), bench.check, make)
 
 
 def default_workers() -> int:
     """Return how many loader threads to use: one for each core that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(2, cores or 1)
+    return max(2, cores())
 
 
 def give_back_chunk(order: ChunkOrder) -> None:

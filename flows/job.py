@@ -6,18 +6,20 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from flows.claiming import ChunkSize, Claiming
 from flows.errors import Stopped
-from flows.extraction import give_back_chunk
-from flows.orders import ChunkOrder, Place, PublishOrder
+from flows.orders import Place, PublishOrder
+from flows.patience import patiently
 from flows.progress import Progress, counted
+from flows.remote import passing_on
 from flows.report import Report
 from flows.scanning import chosen_roots, scan_roots
 from flows.spaces import SpaceChoice, disk_needed_bytes, find_spaces, make_space
 from flows.steps import Steps
+from flows.window import Extraction
 from flows.worker import Bench, bench_for
 from storage.catalog import Catalog
 from storage.cleanup import delete_old_files
@@ -109,14 +111,16 @@ def run_index(options: IndexOptions, *, steps: Steps, progress: Progress) -> Rep
     bench.on_image, bench.on_scan = progress.advance, progress.scanning
     bench.on_download = progress.downloading
     started = time.perf_counter()
-    reap(catalog)
+    patiently(bench.stop, lambda: reap(catalog))
     roots = chosen_roots(catalog, options)
-    lease = start_run(catalog, "index")
+    lease = start_run(catalog, options.kind, flow_run=options.flow_run)
     report = Report(run_id=lease.run_id)
     place = Place(options.home, options.catalog_url, lease)
     state = "failed"
     try:
-        with Heartbeat(catalog, lease):
+        with Heartbeat(catalog, lease), ExitStack() as stack:
+            if steps.remote:
+                stack.enter_context(passing_on(bench.stop, catalog, lease))
             job = Job(options, steps, progress, bench, place, report)
             with suppress(Stopped):
                 _work(job, roots)
@@ -124,13 +128,14 @@ def run_index(options: IndexOptions, *, steps: Steps, progress: Progress) -> Rep
     finally:
         report.interrupted = bench.stop.is_set()
         report.finish(time.perf_counter() - started, options.max_failures)
-        _close_run(catalog, lease, state, report)
+        _close_run(bench, lease, state, report)
     return report
 
 
-def _close_run(catalog: Catalog, lease: Lease, state: str, report: Report) -> None:
+def _close_run(bench: Bench, lease: Lease, state: str, report: Report) -> None:
     try:
-        finish_run(catalog, lease, state, report.to_json())
+        told = report.to_json()
+        patiently(bench.stop, lambda: finish_run(bench.catalog, lease, state, told))
     except StorageError as error:
         if state != "failed":  # else the first trouble is the one to tell
             raise
@@ -143,10 +148,11 @@ def _work(job: Job, roots: list[RootInfo]) -> None:
     all_scanned = not job.stopped
     spaces = _spaces(job)
     for space in spaces:
+        before = job.report.extracted
         if scope and not job.stopped:
             _extract(job, space, scope)
         if not job.stopped:
-            _publish(job, space)
+            _publish(job, space, grown=job.report.extracted > before)
     if job.stopped and all_scanned:
         left = [pending_counts(job.catalog, space, scope).total for space in spaces]
         job.report.pending = sum(left)
@@ -176,28 +182,16 @@ def _spaces(job: Job) -> list[SpaceInfo]:
 
 def _extract(job: Job, space: SpaceInfo, scope: Scope) -> None:
     with _spent(job, "plan"):
-        pending = pending_counts(job.catalog, space, scope)
+        pending = patiently(job.bench.stop, lambda: pending_counts(job.catalog, space, scope))
     if not pending.total:
         return
     job.progress.pending(pending.total)
     _check_disk(job, space, pending.total)
-    options = job.options
-    size = ChunkSize(space, options.chunk_size)
+    size = ChunkSize(space, job.options.chunk_size)
     claiming = Claiming(
         job.catalog, job.place.lease, space, scope, size, job.bench.stop, job.progress.note
     )
-    for chunk in claiming.chunks():
-        order = ChunkOrder(
-            job.place, space.name, chunk, options.device, options.batch_size, options.workers
-        )
-        try:
-            result = job.steps.extract(order).result()
-        except BaseException:
-            with suppress(StorageError):  # the first trouble is the one to tell
-                give_back_chunk(order)
-            raise
-        if result:
-            job.report.add_chunk(result)
+    Extraction(job, space, claiming, pending.total).run()
 
 
 def _check_disk(job: Job, space: SpaceInfo, images: int) -> None:
@@ -211,8 +205,10 @@ def _check_disk(job: Job, space: SpaceInfo, images: int) -> None:
         )
 
 
-def _publish(job: Job, space: SpaceInfo) -> None:
+def _publish(job: Job, space: SpaceInfo, *, grown: bool) -> None:
     reason = "requested" if job.options.index_spec else publish_due(job.catalog, space)
+    if reason is None and job.options.publish_always and grown:
+        reason = "end"
     if reason is None:
         return
     job.progress.publishing(space.name, reason)
@@ -221,6 +217,7 @@ def _publish(job: Job, space: SpaceInfo) -> None:
         try:
             made = job.steps.publish(order).result()
             job.report.index = made or job.report.index
+            job.report.warnings += filter(None, [made.get("fallen")])
         except LeaseHeld as error:  # whoever has it publishes; the tail serves until then
             job.report.warnings.append(str(error))
 

@@ -7,6 +7,9 @@ from flows.extraction import extract_step
 from flows.orders import ChunkOrder, PublishOrder, ScanOrder
 from flows.worker import publish_step, scan_step
 
+MOST_SLOTS = 64
+"""Threads that are made at most; how many chunks are begun is for ``slots`` to say."""
+
 
 class Handle(Protocol):
     """A step under way."""
@@ -15,11 +18,29 @@ class Handle(Protocol):
         """Wait for the step and return what it returned, or raise what it raised.
 
         What it returned is empty where a stop has ended it in its middle.
+
+        Raises
+        ------
+        WorkerLost
+            The worker that had the step is gone, and nobody else has it.
         """
 
 
 class Steps(Protocol):
     """How the steps of a run are carried out."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether steps run in other processes, which see in the catalog alone how the run goes."""
+
+    def slots(self, device: str) -> int:
+        """Return how many chunks are worked on at once now."""
+
+    def neighbours(self, device: str) -> int:
+        """Return how many chunks share the cores of this machine, 0 where they are others' cores.
+
+        Raises ``DeviceError`` as ``slots`` does: a device is not here.
+        """
 
     def scan(self, order: ScanOrder) -> Handle:
         """Start a scan."""
@@ -31,11 +52,33 @@ class Steps(Protocol):
         """Start publishing."""
 
 
-class PlainSteps:
-    """Steps on one thread of this process, so that the main thread stays free for signals."""
+class ThreadSlots:
+    """As many slots as there are devices, on threads of this process."""
+
+    remote = False
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step")
+        self._counted: tuple[str, int] | None = None
+
+    def slots(self, device: str) -> int:
+        """Return the number of devices.  Imports torch."""
+        if self._counted is None or self._counted[0] != device:
+            from extractor.device import devices
+
+            self._counted = device, min(len(devices(device)), MOST_SLOTS)
+        return self._counted[1]
+
+    def neighbours(self, device: str) -> int:
+        """Return the number of devices."""
+        return self.slots(device)
+
+
+class PlainSteps(ThreadSlots):
+    """Steps on threads of this process, so that the main thread stays free for signals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pool = ThreadPoolExecutor(max_workers=MOST_SLOTS, thread_name_prefix="step")
 
     def scan(self, order: ScanOrder) -> Future[dict[str, Any]]:
         """Start a scan."""

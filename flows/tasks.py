@@ -10,14 +10,17 @@ from typing import Any
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import TaskRun
-from prefect.futures import PrefectFuture
+from prefect.context import FlowRunContext
+from prefect.task_runners import TaskRunner
 from prefect.utilities.annotations import quote
-from sqlalchemy.exc import InterfaceError, OperationalError
 
 from flows.call import current_call
+from flows.crew import Crew, crew_of
 from flows.extraction import extract_step
 from flows.orders import ChunkOrder, PublishOrder, ScanOrder
 from flows.parameters import safe
+from flows.patience import passing
+from flows.steps import Handle, ThreadSlots
 from flows.worker import publish_step, scan_step
 
 RETRY_AFTER_S = [5.0, 30.0]
@@ -26,14 +29,10 @@ RETRY_AFTER_S = [5.0, 30.0]
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Return whether a task may succeed the next time: the catalog was busy or out of reach."""
     call = current_call()
-    if call is not None and call.bench.stop.is_set():
+    if call is not None and call.bench.ending.is_set():
         return False
     error = state.result(raise_on_failure=False)
-    while isinstance(error, BaseException):
-        if isinstance(error, OperationalError | InterfaceError):
-            return True
-        error = error.__cause__
-    return False
+    return isinstance(error, BaseException) and passing(error)
 
 
 TASK: dict[str, Any] = {
@@ -64,20 +63,58 @@ def publish(space: str, order: PublishOrder) -> dict[str, Any]:
 
 
 class PrefectSteps:
-    """Steps as tasks.  Orders are quoted, so that Prefect does not walk through their files."""
+    """Steps as tasks.  Orders are quoted, so that Prefect does not walk through their files.
 
-    def scan(self, order: ScanOrder) -> PrefectFuture[dict[str, Any]]:
+    Parameters
+    ----------
+    runner
+        What carries the tasks out, already started; None for the flow's own.
+
+    Raises
+    ------
+    FlowError
+        Its cluster can't be started or reached.
+    """
+
+    def __init__(self, runner: TaskRunner[Any] | None = None) -> None:
+        self._runner = runner or _flows_own()
+        self._crew: Crew | None = crew_of(self._runner)
+        self._threads = ThreadSlots()
+
+    @property
+    def remote(self) -> bool:
+        """Whether the tasks run in other processes."""
+        return self._crew is not None
+
+    def slots(self, device: str) -> int:
+        """Return how many chunks are worked on at once now."""
+        return self._crew.slots() if self._crew else self._threads.slots(device)
+
+    def neighbours(self, device: str) -> int:
+        """Return how many chunks share this machine's cores, 0 where they are others' cores."""
+        return self._crew.neighbours() if self._crew else self._threads.neighbours(device)
+
+    def scan(self, order: ScanOrder) -> Handle:
         """Start a scan."""
-        return scan.submit(safe(os.fsdecode(order.root.path)), _unseen(order))
+        return self._begin(scan, root=safe(os.fsdecode(order.root.path)), order=quote(order))
 
-    def extract(self, order: ChunkOrder) -> PrefectFuture[dict[str, Any]]:
+    def extract(self, order: ChunkOrder) -> Handle:
         """Start a chunk."""
-        return extract_chunk.submit(order.chunk.number, _unseen(order))
+        return self._begin(extract_chunk, number=order.chunk.number, order=quote(order))
 
-    def publish(self, order: PublishOrder) -> PrefectFuture[dict[str, Any]]:
+    def publish(self, order: PublishOrder) -> Handle:
         """Start publishing."""
-        return publish.submit(order.space, _unseen(order))
+        return self._begin(publish, space=order.space, order=quote(order))
+
+    def _begin(self, step: Task[..., Any], **parameters: Any) -> Handle:
+        if self._crew:
+            return self._crew.begin(step, parameters)
+        begun: Handle = self._runner.submit(step, parameters)
+        return begun
 
 
-def _unseen(order: object) -> Any:
-    return quote(order)
+def _flows_own() -> TaskRunner[Any]:
+    context = FlowRunContext.get()
+    if context is None:
+        raise RuntimeError("tasks are begun inside a flow")
+    return context.task_runner

@@ -3,7 +3,7 @@
 Each step takes a small order of plain values and returns a plain dict, so that the same functions
 run on this process's threads, as Prefect tasks, or on another host; an empty one where a stop has
 ended it in its middle.  A ``Bench`` keeps what is dear between orders: the open catalog and the
-engine with its loaded model.
+engines with their loaded models.
 """
 
 import os
@@ -16,15 +16,18 @@ from typing import Any
 
 from extractor.errors import WeightsError
 from extractor.hub import watched
+from flows.digests import Digests
+from flows.engines import Engines
 from flows.errors import Stopped
-from flows.orders import ChunkOrder, PublishOrder, ScanOrder
+from flows.orders import PublishOrder, ScanOrder
+from flows.remote import following
 from storage.catalog import Catalog
 from storage.errors import LeaseHeld
-from storage.files import scan_root
+from storage.files import ScanResult, scan_root
 from storage.home import Home
 from storage.publish import publish
 from storage.recall import fallen, latest
-from storage.spaces import SpaceInfo, get_space
+from storage.spaces import get_space
 
 ROOT_WAIT_S = 30.0
 POLL_S = 0.5
@@ -32,22 +35,43 @@ SAY_EVERY = 1000
 """Files of a scan between two words of progress."""
 
 
+class Ending(threading.Event):
+    """The end of the steps at work: set by itself, or with the stop of the run."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__()
+        self._stop = stop
+
+    def is_set(self) -> bool:
+        """Return whether the steps are to end."""
+        return super().is_set() or self._stop.is_set()
+
+
 @dataclass
 class Bench:
     """What a worker keeps between orders; one for each store and process."""
 
     catalog: Catalog
-    engines: dict[tuple[int, str, int | None], Any] = field(default_factory=dict)
+    engines: Engines = field(default_factory=Engines)
     models: dict[int, Any] = field(default_factory=dict)
     """Models that were opened to make their space, by its id; the engine takes them over."""
+    digests: Digests = field(default_factory=Digests)
+    number: int = 0
+    """Number of this worker among those of its machine."""
     stop: threading.Event = field(default_factory=threading.Event)
+    """Set where a person wants the run to stop."""
+    ending: Ending = field(init=False)
+    """Set where the steps are to end, for a stop or because another step has failed."""
     on_image: Callable[[int, int], None] = lambda _done, _failed: None
     on_scan: Callable[[str, int], None] = lambda _root, _files: None
     on_download: Callable[[str, int, int | None], None] = lambda _name, _done, _size: None
 
+    def __post_init__(self) -> None:
+        self.ending = Ending(self.stop)
+
     def check(self) -> None:
-        """Raise ``Stopped`` where the run is to stop."""
-        if self.stop.is_set():
+        """Raise ``Stopped`` where the steps are to end."""
+        if self.ending.is_set():
             raise Stopped
 
     def seeing(self, root: str) -> Callable[[int], None]:
@@ -78,18 +102,6 @@ class Bench:
             self.check()  # the stop came while the other side was silent
             raise
 
-    def engine(self, space: SpaceInfo, order: ChunkOrder) -> Any:
-        """Return the engine of ``space``, built the first time that it is asked for."""
-        key = (space.id, order.device, order.batch_size)
-        if key not in self.engines:
-            from search.query import open_engine
-
-            self.engines.clear()  # one model in memory: a device has room for one
-            self.engines[key] = open_engine(
-                space, order.device, order.batch_size, model=self.models.pop(space.id, None)
-            )
-        return self.engines[key]
-
 
 _benches: dict[tuple[str, str | None], Bench] = {}
 _benches_lock = threading.Lock()
@@ -114,40 +126,47 @@ def clear_bench(home: str, catalog_url: str | None) -> None:
 
 def scan_step(order: ScanOrder) -> dict[str, Any]:
     """Scan one root and record its changes.  Raises ``RootUnavailable`` or ``LeaseHeld``."""
-    bench = bench_for(order.place.home, order.place.catalog_url)
-    deadline = time.monotonic() + ROOT_WAIT_S
-    while True:
-        try:
-            result = scan_root(
-                bench.catalog,
-                order.root,
-                confirm_missing=order.confirm_missing,
-                skip=os.fsencode(order.place.home),
-                lease=order.place.lease,
-                progress=bench.seeing(order.root.display),
-            )
-        except LeaseHeld:  # another run scans it: its end is usually near
-            if time.monotonic() > deadline:
-                raise
-            if bench.stop.wait(POLL_S):
+    with following(bench_for(order.place.home, order.place.catalog_url), order.place) as bench:
+        deadline = time.monotonic() + ROOT_WAIT_S
+        while True:
+            try:
+                return asdict(_scanned(bench, order))
+            except LeaseHeld:  # another run scans it: its end is usually near
+                if time.monotonic() > deadline:
+                    raise
+                if bench.stop.wait(POLL_S):
+                    return {}
+            except Stopped:
                 return {}
-        except Stopped:
-            return {}
-        else:
-            return asdict(result)
+
+
+def _scanned(bench: Bench, order: ScanOrder) -> ScanResult:
+    bench.check()
+    return scan_root(
+        bench.catalog,
+        order.root,
+        confirm_missing=order.confirm_missing,
+        skip=os.fsencode(order.place.home),
+        lease=order.place.lease,
+        progress=bench.seeing(order.root.display),
+    )
 
 
 def publish_step(order: PublishOrder) -> dict[str, Any]:
     """Build and publish an index.  Raises ``LeaseHeld`` where another run is at it."""
-    bench = bench_for(order.place.home, order.place.catalog_url)
+    with following(bench_for(order.place.home, order.place.catalog_url), order.place) as bench:
+        try:
+            return _published(bench, order)
+        except Stopped:
+            return {}
+
+
+def _published(bench: Bench, order: PublishOrder) -> dict[str, Any]:
+    bench.check()
     started = time.perf_counter()
     space = get_space(bench.catalog, order.space)
-    try:
-        generation = publish(
-            bench.catalog, order.place.lease, space, factory=order.factory, check=bench.check
-        )
-    except Stopped:
-        return {}
+    lease = order.place.lease
+    generation = publish(bench.catalog, lease, space, factory=order.factory, check=bench.check)
     newest, _ = latest(bench.catalog, space)
     return {
         "space": space.name,
