@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from storage.before import Look, image_ids, lock_files, relevant_failures
 from storage.catalog import Catalog
 from storage.chunks import Chunk
-from storage.failures import record
 from storage.outcomes import decide
 from storage.runs import Lease, check_lease
-from storage.settle import FailedItem, FileRead, Settle, is_busy
+from storage.settle import FailedItem, FileRead, Settle, is_busy, record
 from storage.spaces import SpaceInfo
 from storage.vectors import PartWritten
 

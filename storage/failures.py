@@ -1,4 +1,4 @@
-"""Recorded reasons why an image has no vector: written, resolved, listed and armed again.
+"""Recorded reasons why an image has no vector: listed, counted and armed again.
 
 ``read`` is about a file under one signature, ``decode`` about a digest and the decode version,
 ``forward`` about a digest in one space.
@@ -6,13 +6,14 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Select,
     and_,
     delete,
     exists,
@@ -21,17 +22,16 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    update,
 )
 
 from storage.catalog import Catalog
-from storage.database import insert_into
+from storage.excludes import Globs
 from storage.paths import files_at
-from storage.slices import sliced
+from storage.pending import Scope, keeps_out, placed
+from storage.slices import pages, sliced
 from storage.spaces import SpaceInfo
 from storage.tables import Failure, File, Image, Root
-
-KEY = ("stage", "file_id", "digest", "space_id", "decode_version")
-"""What a failure is about; a second one about the same is another attempt."""
 
 
 @dataclass(frozen=True)
@@ -51,38 +51,6 @@ class FailureInfo:
     attempts: int
     first_at: float
     last_at: float
-
-
-def record(conn: Connection, rows: Iterable[dict[str, Any]]) -> None:
-    """Write failures; where one about the same is recorded, it counts one attempt more.
-
-    Parameters
-    ----------
-    rows
-        Columns of ``failures`` but for ``id`` and ``attempts``.
-    """
-    by_key = {tuple(row[name] for name in KEY): row for row in rows}
-    if not by_key:
-        return
-    insert = insert_into(conn, Failure)
-    latest = {
-        name: insert.excluded[name]
-        for name in (
-            "failure_class",
-            "message",
-            "transient",
-            "size_bytes",
-            "mtime_ns",
-            "ctime_ns",
-            "inode",
-            "last_at",
-            "run_id",
-        )
-    }
-    insert = insert.on_conflict_do_update(
-        index_elements=KEY, set_={**latest, "attempts": Failure.attempts + 1}
-    )
-    conn.execute(insert, [by_key[key] for key in sorted(by_key)])
 
 
 def list_failures(
@@ -133,9 +101,17 @@ def counts_by_class(catalog: Catalog, space: SpaceInfo | None = None) -> Counter
 
 
 def retry(
-    catalog: Catalog, *, failure_class: str | None = None, paths: Sequence[bytes] | None = None
+    catalog: Catalog,
+    *,
+    failure_class: str | None = None,
+    paths: Sequence[bytes] | None = None,
+    scope: Scope | None = None,
+    space: SpaceInfo | None = None,
 ) -> int:
-    """Forget failures for good, so that their files are pending again.
+    """Arm failures for good, so that their files are pending again.
+
+    They are forgotten; but where a scope is given they stay, as failures that pass, until the next
+    attempt: a run over failed files (``Scope.failed``) must still find these files by them.
 
     Parameters
     ----------
@@ -143,19 +119,59 @@ def retry(
         Only those of this class.
     paths
         Only those about these files, or about files below these folders.
+    scope
+        Only those about live files of this scope.
+    space
+        Only those that keep files out of this space.
 
     Returns
     -------
     int
-        The number of records that were deleted.  Passing failures are tried again anyway.
+        The number of records that were armed.  Passing failures are tried again anyway.
+
+    Raises
+    ------
+    RootError
+        A glob of the scope is empty.
     """
-    armed = delete(Failure).where(Failure.transient.is_not(true()))
+    which: list[ColumnElement[bool]] = [Failure.transient.is_not(true())]
     if failure_class is not None:
-        armed = armed.where(Failure.failure_class == failure_class)
+        which.append(Failure.failure_class == failure_class)
+    if space is not None:
+        which.append(_keeps_out_of(space))
+    if paths is not None:
+        with catalog.read() as conn:
+            which.append(_about(or_(false(), *(files_at(conn, path) for path in paths))))
+    if scope is not None:
+        return sum(_let_pass(catalog, ids) for ids in _about_scope(catalog, which, scope) if ids)
     with catalog.write() as conn:
-        if paths is not None:
-            armed = armed.where(_about(or_(false(), *(files_at(conn, path) for path in paths))))
-        return conn.execute(armed).rowcount
+        return conn.execute(delete(Failure).where(*which)).rowcount
+
+
+def _let_pass(catalog: Catalog, ids: Iterable[int]) -> int:
+    """Make failures for good such that pass; return how many there were."""
+    armed = update(Failure).where(Failure.transient.is_not(true())).values(transient=True)
+    with catalog.write() as conn:
+        slices = [conn.execute(armed.where(Failure.id.in_(some))) for some in sliced(sorted(ids))]
+        return sum(result.rowcount for result in slices)
+
+
+def _about_scope(
+    catalog: Catalog, which: Sequence[ColumnElement[bool]], scope: Scope
+) -> Iterator[set[int]]:
+    """Yield, page by page, those of some failures that are about a live file of a scope."""
+    globs = Globs(scope.globs)
+    found: Select[Any] = select().select_from(Failure).where(*which, *placed(scope))
+    found = found.where(File.state == "live").add_columns(Failure.id, File.id, File.path)
+    ways = (
+        found.join(File, and_(Failure.stage == "read", File.id == Failure.file_id)),
+        found.join(Image, and_(Failure.stage != "read", Image.digest == Failure.digest)).join(
+            File, File.image_id == Image.id
+        ),
+    )
+    for way in ways:
+        for rows in pages(catalog, way, Failure.id, File.id):
+            yield {failure_id for failure_id, _, path in rows if globs.match(path)}
 
 
 def _about(meant: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -177,14 +193,11 @@ def _concerns(space: SpaceInfo | None) -> ColumnElement[bool]:
     concerns = or_(and_(Failure.stage == "read", of_file), and_(Failure.stage != "read", of_digest))
     if space is None:
         return concerns
-    return and_(
-        concerns,
-        or_(
-            Failure.stage == "read",
-            and_(Failure.stage == "decode", Failure.decode_version == space.decode_version),
-            and_(Failure.stage == "forward", Failure.space_id == space.id),
-        ),
-    )
+    return and_(concerns, _keeps_out_of(space))
+
+
+def _keeps_out_of(space: SpaceInfo) -> ColumnElement[bool]:
+    return or_(Failure.stage == "read", keeps_out(space.decode_version, space.id))
 
 
 def _holders(conn: Connection, digests: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:

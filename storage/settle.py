@@ -1,6 +1,6 @@
 """The writing steps of a commit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from storage.slices import sliced
 from storage.spaces import SpaceInfo
 from storage.tables import Claim, Failure, File, Image, Part, Space, Vector
 from storage.vectors import PartWritten
+
+KEY = ("stage", "file_id", "digest", "space_id", "decode_version")
+"""What a failure is about; a second one about the same is another attempt."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,38 @@ class Settle:
         self.conn.execute(
             delete(Failure).where(Failure.stage == "read", Failure.file_id.in_(file_ids))
         )
+
+
+def record(conn: Connection, rows: Iterable[dict[str, Any]]) -> None:
+    """Write failures; where one about the same is recorded, it counts one attempt more.
+
+    Parameters
+    ----------
+    rows
+        Columns of ``failures`` but for ``id`` and ``attempts``.
+    """
+    by_key = {tuple(row[name] for name in KEY): row for row in rows}
+    if not by_key:
+        return
+    insert = insert_into(conn, Failure)
+    latest = {
+        name: insert.excluded[name]
+        for name in (
+            "failure_class",
+            "message",
+            "transient",
+            "size_bytes",
+            "mtime_ns",
+            "ctime_ns",
+            "inode",
+            "last_at",
+            "run_id",
+        )
+    }
+    insert = insert.on_conflict_do_update(
+        index_elements=KEY, set_={**latest, "attempts": Failure.attempts + 1}
+    )
+    conn.execute(insert, [by_key[key] for key in sorted(by_key)])
 
 
 def _settled_row(read: FileRead, image_id: int) -> dict[str, Any]:

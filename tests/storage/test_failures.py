@@ -2,14 +2,18 @@ import os
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from storage.catalog import Catalog
-from storage.failures import counts_by_class, list_failures, record, retry
-from storage.pending import pending_counts
+from storage.chunks import claim_chunk, give_back
+from storage.failures import counts_by_class, list_failures, retry
+from storage.pending import Scope, pending_counts
 from storage.roots import add_root
 from storage.runs import Lease
+from storage.settle import record
 from storage.spaces import SpaceInfo, ensure_space
-from tests.storage.job import Job, dump, put
+from storage.tables import Failure
+from tests.storage.job import OLD_NS, Job, dump, put
 
 
 @pytest.fixture
@@ -142,3 +146,119 @@ def test_nothing_is_recorded_for_no_failures(catalog: Catalog) -> None:
         record(conn, [])
     assert dump(catalog)["failures"] == []
     assert list_failures(catalog) == []
+
+
+# In a scope failures are armed and stay, so that their files are still known by them.
+
+
+def everywhere(**narrower: object) -> Scope:
+    return Scope(**{"failed": True, **narrower})  # type: ignore[arg-type]
+
+
+def names(job: Job, scope: Scope, space: SpaceInfo | None = None) -> list[str]:
+    """Return the files that a run over the scope would take."""
+    chunk = claim_chunk(
+        job.catalog, job.lease, space or job.space, number=90, limit=99, scope=scope
+    )
+    if chunk is None:
+        return []
+    give_back(job.catalog, job.lease, chunk)
+    assert pending_counts(job.catalog, space or job.space, scope).total == len(chunk.work)
+    return [os.path.relpath(os.fsdecode(work.path), job.folder) for work in chunk.work]
+
+
+def recorded(job: Job) -> dict[tuple[str, int], tuple[bool, int]]:
+    """Return of each class how many are recorded, by whether they pass and how often."""
+    with job.catalog.read() as conn:
+        rows = conn.execute(
+            select(Failure.failure_class, Failure.id, Failure.transient, Failure.attempts)
+        )
+        return {(row[0], row[1]): (row[2], row[3]) for row in rows}
+
+
+BAD = ["a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.jpg", "b/5.jpg", "c.jpg", "d.jpg"]
+
+
+def test_failures_that_are_armed_in_a_scope_still_say_which_files_are_meant(job: Job) -> None:
+    put(job.folder, {"never seen.jpg": b"new"})
+    job.scan()
+    before = recorded(job)
+    assert names(job, everywhere()) == ["b/5.jpg", "d.jpg"]
+    assert retry(job.catalog, scope=everywhere(), space=job.space) == 4
+    assert names(job, everywhere()) == BAD
+    assert names(job, Scope()) == [*BAD, "never seen.jpg"]
+    after = recorded(job)
+    assert after.keys() == before.keys()
+    standing = {key for key, (transient, _) in after.items() if not transient}
+    assert {name for name, _ in standing} == {"truncated"}  # that of the file which is gone
+    assert len(standing) == 1
+    assert {attempts for _, attempts in after.values()} == {1}
+    assert retry(job.catalog, scope=everywhere(), space=job.space) == 0
+
+
+def test_what_was_armed_and_fails_again_stands_again(job: Job) -> None:
+    before = recorded(job)
+    retry(job.catalog, scope=everywhere(), space=job.space)
+    assert job.extract() == {"failed": 6, "touched": 1}
+    again = recorded(job)
+    assert {key: transient for key, (transient, _) in again.items()} == {
+        key: transient for key, (transient, _) in before.items()
+    }
+    # All but that of the file which is gone were tried again.
+    assert sorted(attempts for _, attempts in again.values()) == [1, 2, 2, 2, 2, 2, 2]
+    assert names(job, everywhere()) == ["b/5.jpg", "d.jpg"]
+
+
+def test_what_was_armed_and_succeeds_is_forgotten(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retry(job.catalog, scope=everywhere(), space=job.space)
+    monkeypatch.setattr("tests.storage.job.BAD", {})
+    job.trouble = {}
+    assert job.extract()["extracted"] == 6
+    assert counts_by_class(job.catalog) == {}
+    assert names(job, everywhere()) == []
+    assert names(job, Scope()) == []
+
+
+@pytest.mark.parametrize(
+    ("narrower", "armed", "found"),
+    [
+        ({"globs": ("a/",)}, 1, ["a/1.jpg", "a/2.jpg"]),
+        ({"globs": ("2.jpg",)}, 1, ["a/2.jpg"]),  # its copy is not meant, and served with it
+        ({"globs": ("b/*", "c*")}, 3, ["b/3.jpg", "b/4.jpg", "b/5.jpg", "c.jpg"]),
+        ({"globs": ("nothing",)}, 0, []),
+        ({"places": ()}, 0, []),
+        ({"since_ns": OLD_NS}, 4, BAD),
+        ({"since_ns": OLD_NS + 1}, 0, []),
+        ({"until_ns": OLD_NS}, 0, []),
+        ({"until_ns": OLD_NS + 1}, 4, BAD),
+    ],
+)
+def test_a_scope_says_what_is_armed(
+    job: Job, narrower: dict[str, object], armed: int, found: list[str]
+) -> None:
+    scope = everywhere(**narrower)
+    assert retry(job.catalog, scope=scope, space=job.space) == armed
+    assert names(job, scope) == found
+
+
+def test_places_and_classes_say_what_is_armed(job: Job) -> None:
+    below = everywhere(places=((job.root.id, b"b"),))
+    assert retry(job.catalog, scope=below, failure_class="nan") == 1
+    assert retry(job.catalog, scope=below, paths=[os.fsencode(job.folder / "a")]) == 0
+    assert names(job, below) == ["b/4.jpg", "b/5.jpg"]
+    assert retry(job.catalog, scope=below, paths=[os.fsencode(job.folder / "b")]) == 1
+    assert names(job, below) == ["b/3.jpg", "b/4.jpg", "b/5.jpg"]
+    assert retry(job.catalog, scope=everywhere(places=((job.root.id + 1, b""),))) == 0
+
+
+def test_only_what_keeps_files_out_of_a_space_is_armed_for_it(job: Job) -> None:
+    other = other_space(job)
+    # It decodes in another way: what could not be read concerns it, the broken pictures do not.
+    assert names(job, everywhere(), other) == ["d.jpg"]
+    assert retry(job.catalog, scope=everywhere(), space=other) == 1
+    assert names(job, everywhere(), other) == ["c.jpg", "d.jpg"]
+    assert names(job, everywhere()) == ["b/5.jpg", "c.jpg", "d.jpg"]
+    assert retry(job.catalog, space=other) == 0
+    assert retry(job.catalog, space=job.space) == 4
