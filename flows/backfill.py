@@ -15,6 +15,7 @@ from flows.index import carry_out, tables
 from flows.labels import run_name, tags_of
 from flows.parameters import options_for
 from flows.report import Report
+from flows.steps import MOST_SLOTS
 from flows.story import FlowJob, job_state
 
 JOB = FlowJob("backfill", carry_out, tags_of, tables, Report.to_line)
@@ -23,7 +24,7 @@ JOB = FlowJob("backfill", carry_out, tags_of, tables, Report.to_line)
 @flow(
     name="backfill-images",
     flow_run_name=lambda: run_name("backfill"),
-    task_runner=ThreadPoolTaskRunner(max_workers=1),  # type: ignore[arg-type]
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_SLOTS),  # type: ignore[arg-type]
     persist_result=False,
     on_crashed=[give_back_leases],
     on_cancellation=[give_back_leases],

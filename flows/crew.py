@@ -6,6 +6,8 @@ a ``WorkerLost``.
 """
 
 import asyncio
+import logging
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -17,12 +19,15 @@ from prefect.exceptions import PrefectException
 from prefect.task_runners import TaskRunner
 
 from flows.errors import FlowError, WorkerLost
+from flows.prefect_settings import TAMED
 
 AHEAD = 2
 """Chunks for each worker: one that it works on, and one that it finds when that has ended."""
 LEAST = 2
 """Chunks that are begun where there is no worker yet: a cluster that grows asks how many wait."""
 COUNT_EVERY_S = 2.0
+NEVER = logging.CRITICAL + 10
+"""Level of a log that says nothing."""
 
 
 class Crew:
@@ -130,9 +135,17 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def is_tame() -> bool:
+    """Return whether the logs of Prefect and Dask are to leave the telling to the run's own."""
+    level = "PREFECT_LOGGING_LEVEL"
+    return os.environ.get(level) == TAMED[level]
+
+
 @contextmanager
 def _quietly(runner: TaskRunner[Any]) -> Iterator[None]:
-    """Keep a traceback of Prefect's back: our own line tells it."""
+    """Keep a traceback of Prefect's back, and all that Dask says: our own lines tell it."""
+    if is_tame():
+        logging.getLogger("distributed").setLevel(NEVER)
     before, runner.logger.disabled = runner.logger.disabled, True
     try:
         yield

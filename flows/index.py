@@ -18,15 +18,17 @@ from flows.labels import run_name, tags_of
 from flows.parameters import options_for
 from flows.progress import Progress
 from flows.report import Report
+from flows.runners import steps_of
+from flows.steps import MOST_SLOTS
 from flows.story import FlowJob, job_state
-from flows.tasks import PrefectSteps
 from storage.catalog import Catalog
 
 
 def carry_out(options: IndexOptions, progress: Progress, flow_run: str | None) -> Report:
     """Run the job with its steps as tasks."""
     options = replace(options, flow_run=flow_run)
-    return run_index(options, steps=PrefectSteps(), progress=progress)
+    with steps_of(options) as steps:
+        return run_index(options, steps=steps, progress=progress)
 
 
 def tables(report: Report, catalog: Catalog) -> list[Table]:
@@ -40,7 +42,7 @@ JOB = FlowJob("index", carry_out, tags_of, tables, Report.to_line)
 @flow(
     name="index-images",
     flow_run_name=lambda: run_name("index"),
-    task_runner=ThreadPoolTaskRunner(max_workers=1),  # type: ignore[arg-type]
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_SLOTS),  # type: ignore[arg-type]
     persist_result=False,
     on_crashed=[give_back_leases],
     on_cancellation=[give_back_leases],

@@ -5,7 +5,6 @@
 cluster is asked for, on one of theirs.
 """
 
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -16,9 +15,9 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.crew import NEVER, is_tame
 from flows.engines import cores
 from flows.errors import FlowError, SettingsError
-from flows.prefect_settings import TAMED
 from flows.steps import MOST_SLOTS
 from flows.tasks import PrefectSteps
 
@@ -89,16 +88,16 @@ def _local(device: str, workers: int) -> dict[str, Any]:
         found = devices(device)
         workers = len(found) if found[0].startswith("cuda") else max(LEAST_WORKERS, len(found))
     environment = {"OMP_NUM_THREADS": max(1, cores() // workers)}
-    if os.environ.get("PREFECT_LOGGING_LEVEL") == TAMED["PREFECT_LOGGING_LEVEL"]:
-        environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = 60  # the run's own process tells it
+    if is_tame():
+        environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = NEVER
     return {
         "cluster_class": LOCAL,
         "cluster_kwargs": {
             "n_workers": workers,
             "threads_per_worker": 1,
             "memory_limit": 0,
-            "dashboard_address": None,
-            "silence_logs": 60,
+            "scheduler_kwargs": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+            "silence_logs": NEVER,
             "env": environment,
         },
     }

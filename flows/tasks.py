@@ -5,14 +5,13 @@ returns is stored or compared by Prefect: the catalog is the only truth, its rec
 """
 
 import os
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import TaskRun
 from prefect.context import FlowRunContext
 from prefect.task_runners import TaskRunner
-from prefect.utilities.annotations import quote
 
 from flows.call import current_call
 from flows.crew import Crew, crew_of
@@ -22,6 +21,8 @@ from flows.parameters import safe
 from flows.patience import passing
 from flows.steps import Handle, ThreadSlots
 from flows.worker import publish_step, scan_step
+
+Order = TypeVar("Order")
 
 RETRY_AFTER_S = [5.0, 30.0]
 
@@ -44,26 +45,33 @@ TASK: dict[str, Any] = {
 }
 
 
+class Sealed(Generic[Order]):
+    """An order, closed to Prefect and Dask, which look for futures in all that they can open."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+
+
 @task(name="scan", task_run_name="scan {root}", **TASK)
-def scan(root: str, order: ScanOrder) -> dict[str, Any]:
+def scan(root: str, sealed: Sealed[ScanOrder]) -> dict[str, Any]:
     """Scan one root."""
-    return scan_step(order)
+    return scan_step(sealed.order)
 
 
 @task(name="extract_chunk", task_run_name="chunk {number}", **TASK)
-def extract_chunk(number: int, order: ChunkOrder) -> dict[str, Any]:
+def extract_chunk(number: int, sealed: Sealed[ChunkOrder]) -> dict[str, Any]:
     """Extract and commit one chunk."""
-    return extract_step(order)
+    return extract_step(sealed.order)
 
 
 @task(name="publish", task_run_name="index of {space}", **TASK)
-def publish(space: str, order: PublishOrder) -> dict[str, Any]:
+def publish(space: str, sealed: Sealed[PublishOrder]) -> dict[str, Any]:
     """Build and publish the index of a space."""
-    return publish_step(order)
+    return publish_step(sealed.order)
 
 
 class PrefectSteps:
-    """Steps as tasks.  Orders are quoted, so that Prefect does not walk through their files.
+    """Steps as tasks.
 
     Parameters
     ----------
@@ -96,15 +104,15 @@ class PrefectSteps:
 
     def scan(self, order: ScanOrder) -> Handle:
         """Start a scan."""
-        return self._begin(scan, root=safe(os.fsdecode(order.root.path)), order=quote(order))
+        return self._begin(scan, root=safe(os.fsdecode(order.root.path)), sealed=Sealed(order))
 
     def extract(self, order: ChunkOrder) -> Handle:
         """Start a chunk."""
-        return self._begin(extract_chunk, number=order.chunk.number, order=quote(order))
+        return self._begin(extract_chunk, number=order.chunk.number, sealed=Sealed(order))
 
     def publish(self, order: PublishOrder) -> Handle:
         """Start publishing."""
-        return self._begin(publish, space=order.space, order=quote(order))
+        return self._begin(publish, space=order.space, sealed=Sealed(order))
 
     def _begin(self, step: Task[..., Any], **parameters: Any) -> Handle:
         if self._crew:
