@@ -17,6 +17,10 @@ from flows.commands.base import Group, common_options
 
 COMMANDS = {
     "index": ("flows.commands.index:command", "Bring the index up to date with the roots."),
+    "backfill": (
+        "flows.commands.backfill:command",
+        "Extract what known images lack, without walking the roots.",
+    ),
     "search": ("flows.commands.search:command", "Find the images that look like the given ones."),
     "status": ("flows.commands.status:command", "Show settings, roots, spaces and pending work."),
     "failures": (

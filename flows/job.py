@@ -24,6 +24,7 @@ from flows.worker import Bench, bench_for
 from storage.catalog import Catalog
 from storage.cleanup import delete_old_files
 from storage.errors import DiskFull, LeaseHeld, StorageError
+from storage.failures import retry
 from storage.home import free_bytes
 from storage.pending import Scope, pending_counts
 from storage.publish import publish_due
@@ -114,7 +115,7 @@ def run_index(options: IndexOptions, *, steps: Steps, progress: Progress) -> Rep
     patiently(bench.stop, lambda: reap(catalog))
     roots = chosen_roots(catalog, options)
     lease = start_run(catalog, options.kind, flow_run=options.flow_run)
-    report = Report(run_id=lease.run_id)
+    report = Report(run_id=lease.run_id, kind=options.kind)
     place = Place(options.home, options.catalog_url, lease)
     state = "failed"
     try:
@@ -182,6 +183,8 @@ def _spaces(job: Job) -> list[SpaceInfo]:
 
 def _extract(job: Job, space: SpaceInfo, scope: Scope) -> None:
     with _spent(job, "plan"):
+        if scope.failed:  # only what is armed again is pending
+            patiently(job.bench.stop, lambda: retry(job.catalog, scope=scope, space=space))
         pending = patiently(job.bench.stop, lambda: pending_counts(job.catalog, space, scope))
     if not pending.total:
         return

@@ -1,4 +1,4 @@
-"""What ``index`` would do: changes by root, work by space; nothing is touched."""
+"""What a run would do: changes by root, work by space; nothing is touched."""
 
 import os
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Any, cast
 from flows.errors import NO_ROOT, FlowError
 from flows.job import IndexOptions
 from flows.progress import counted
-from flows.scanning import known_root, without_doubles
+from flows.scanning import chosen_roots, known_root, looked_at, scope_of, without_doubles
 from flows.spaces import (
     SpaceChoice,
     disk_needed_bytes,
@@ -25,6 +25,7 @@ from storage.home import Home
 from storage.pending import Scope, pending_counts
 from storage.publish import publish_due
 from storage.roots import RootInfo, list_roots, resolve_root
+from storage.scoped import live_files
 from storage.spaces import SpaceInfo
 
 READING = ("new", "size", "mtime", "ctime", "inode")
@@ -33,7 +34,7 @@ READING = ("new", "size", "mtime", "ctime", "inode")
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``index`` would do."""
+    """What ``index`` or ``backfill`` would do."""
 
     scans: list[dict[str, Any]]
     unavailable: dict[str, str]
@@ -82,12 +83,16 @@ def plan(options: IndexOptions) -> Plan:
     ------
     FlowError
         No root was named, and none is known.
+    RootError
+        A root that was named can't be one, or is none that a back-fill could know.
     """
     home = Home(options.home, options.catalog_url)
     if not home.is_made():
+        if not options.scan:
+            raise FlowError(NO_ROOT)
         return _plan(None, options)
     with Catalog.open(home, write=False) as catalog:
-        return _plan(catalog, options)
+        return _plan(catalog, options) if options.scan else _plan_of_known(catalog, options)
 
 
 def _plan(catalog: Catalog | None, options: IndexOptions) -> Plan:
@@ -96,7 +101,7 @@ def _plan(catalog: Catalog | None, options: IndexOptions) -> Plan:
         raise FlowError(NO_ROOT)
     scanned, unavailable = _scans(catalog, options, roots)
     fresh = sum(sum(scan.reasons.get(why, 0) for why in READING) for _, scan in scanned)
-    scope = Scope(tuple((root.id, root.under) for root, _ in scanned if root.id))
+    scope = scope_of((root for root, _ in scanned if root.id), options)
     found = [] if catalog is None else find_spaces(catalog, options.choice)
     spaces = [_space(catalog, space, scope, fresh) for space in found if catalog is not None]
     if not spaces:
@@ -106,6 +111,15 @@ def _plan(catalog: Catalog | None, options: IndexOptions) -> Plan:
         for _, scan in scanned
     ]
     return Plan(scans, unavailable, spaces)
+
+
+def _plan_of_known(catalog: Catalog, options: IndexOptions) -> Plan:
+    there, unavailable = looked_at(catalog, chosen_roots(catalog, options))
+    scope = scope_of(there, options)
+    spaces = [_space(catalog, space, scope, 0) for space in find_spaces(catalog, options.choice)]
+    if not spaces:
+        spaces = [_new_space(catalog, options.choice, live_files(catalog, scope))]
+    return Plan([], unavailable, spaces)
 
 
 def _roots(catalog: Catalog | None, options: IndexOptions) -> list[RootInfo]:
@@ -142,7 +156,10 @@ def _scans(
 
 
 def _space(catalog: Catalog, space: SpaceInfo, scope: Scope, fresh: int) -> dict[str, Any]:
-    pending = pending_counts(catalog, space, scope).total + fresh
+    if scope.failed:  # those that are not pending now are armed again
+        pending = live_files(catalog, scope, space)
+    else:
+        pending = pending_counts(catalog, space, scope).total + fresh
     return {
         "space": space.name,
         "new": False,

@@ -43,8 +43,7 @@ class Report:
     """Seconds by stage: those of ``STAGES`` follow each other, those of ``THREADS`` overlap."""
     index: dict[str, Any] | None = None
     """What this run published: ``space generation factory n row_end size_bytes recall fallen
-    duration_s``, of the last of several spaces; None where it published nothing.  ``recall`` is
-    the measured one, ``fallen`` what to tell people where it is too low."""
+    duration_s``, of the last of several spaces; None where it published nothing."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Files by what the scan said about them."""
     copied: int = 0
@@ -158,7 +157,7 @@ class Report:
             return self._idle_line()
         lines = [self._headline(), self._scan_line(), *self._why_lines(), *self._outcome_lines()]
         lines += [*self._stage_lines(), self._index_line(), self.limits or self.limiting()]
-        return "\n".join(line for line in (*lines, *self._notes()) if line)
+        return "\n".join(line for line in (*lines, *self.warnings) if line)
 
     def to_line(self) -> str:
         """Return the whole in one line, for a state in Prefect."""
@@ -182,7 +181,7 @@ class Report:
             seconds = [(stage, f"{value:,.1f}") for stage, value in self.stages.items()]
             parts.append(_table(("stage", "seconds"), seconds))
         parts += [self._index_line(), self.limits or self.limiting()]
-        parts += [f"- {line}" for line in (*self._notes(), *self.trouble_lines())]
+        parts += [f"- {line}" for line in (*self.warnings, *self.trouble_lines())]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _nothing_happened(self) -> bool:
@@ -194,11 +193,6 @@ class Report:
             return f"Nothing is pending there: looked for {self.duration_s:,.1f} s."
         files = counted(self.scanned, "file")
         return f"Nothing changed: {files} scanned in {self.duration_s:,.1f} s."
-
-    def _notes(self) -> list[str]:
-        """Return what to know besides: warnings, and an index that finds too little."""
-        fallen = self.index.get("fallen") if self.index else None
-        return [*self.warnings, fallen] if fallen else self.warnings
 
     def _headline(self) -> str:
         space = f" into space {self.space}" if self.space else ""

@@ -212,16 +212,6 @@ def test_the_recall_of_a_published_index_is_told() -> None:
     assert "recall" not in report.to_text()
 
 
-def test_an_index_that_finds_too_little_is_told() -> None:
-    report = Report(space="s", extracted=1)
-    fallen = "the index of space s finds 60.0 % of the 10 nearest; publish another"
-    report.index = {"space": "s", "factory": "PQ8", "n": 9, "recall": 0.6, "fallen": fallen}
-    report.finish(0.5)
-    assert report.to_text().splitlines()[-1] == fallen
-    assert f"- {fallen}\n" in report.to_markdown()
-    assert report.warnings == []
-
-
 def test_a_backfill_speaks_of_itself() -> None:
     report = Report(space="s", kind="backfill")
     report.add_looked("/p")
