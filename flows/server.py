@@ -2,23 +2,22 @@
 
 In this order: the API that the user has configured, the server that ``lookalike up`` has started
 and that still answers, and where Prefect is insisted upon a temporary one, for that run alone.
-Nothing here imports Prefect.
+``lookalike nightly`` starts a whole one for as long as it lives.  Nothing here imports Prefect.
 
-Both kinds of server keep their database in ``prefect/`` of the home, so that runs stay to be
+All kinds of server keep their database in ``prefect/`` of the home, so that runs stay to be
 looked at and only the first start of all is slow.  A lock that the server itself holds keeps a
 second one out of that folder: a temporary server then works in a folder that is thrown away.
 """
 
-import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import Event
 from typing import TYPE_CHECKING
 
 from flows.prefect_settings import API_URL, configured_api
+from flows.server_memory import Server, forget, remember, remembered
 from flows.server_process import (
     HOST,
     LOG,
@@ -35,34 +34,18 @@ from flows.server_process import (
     nobody,
     wait_until_up,
 )
-from storage.home import make_dir, write_durably
-from storage.owner import Owner, is_alive, process, this_process
+from storage.home import make_dir
+from storage.owner import process
 
 if TYPE_CHECKING:
     from flows.settings import Settings
 
-REMEMBERED = "server.json"
 PORTS = range(4200, 4300)
 """Ports that ``lookalike up`` tries; the first is where people look for Prefect."""
 SMALL = ("--no-ui", "--no-scheduler", "--no-late-runs")
 """What a server needs not do that lives for one run."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """A server that ``lookalike up`` has started."""
-
-    url: str
-    owner: Owner
-
-    @property
-    def page(self) -> str:
-        """Address of its web page."""
-        return self.url.removesuffix("/api")
-
-    def is_alive(self) -> bool:
-        """Return whether its process is there, on this machine."""
-        return self.owner.boot == this_process().boot and is_alive(self.owner)
+Serving = Callable[[str, Say, Event | None], AbstractContextManager[str]]
+"""Starts a server for a home and ends it again; says what it does, and heeds a stop."""
 
 
 def prefect_wanted(home: str, mode: str, say: Say = nobody) -> bool:
@@ -87,8 +70,18 @@ def find_api(home: str, say: Say = nobody) -> str | None:
 
 
 @contextmanager
-def api(home: str, say: Say = nobody, stop: Event | None = None) -> Iterator[str]:
-    """Yield the URL of an API, that of a temporary server if need be; Prefect uses it inside.
+def api(
+    home: str,
+    say: Say = nobody,
+    stop: Event | None = None,
+    *,
+    server: Serving | None = None,
+    without: str = "use --no-prefect",
+) -> Iterator[str]:
+    """Yield the URL of an API, that of a server of its own if need be; Prefect uses it inside.
+
+    That server is a temporary one, or what ``server`` starts.  ``without`` says how to do without
+    the API that is configured.
 
     Raises
     ------
@@ -97,12 +90,10 @@ def api(home: str, say: Say = nobody, stop: Event | None = None) -> Iterator[str
     """
     configured = configured_api()
     if configured is not None and not answers(configured, REMOTE_ANSWER_S):
-        raise ServerError(
-            f"Prefect's API at {configured} does not answer; start it, or use --no-prefect"
-        )
+        raise ServerError(f"Prefect's API at {configured} does not answer; start it, or {without}")
     with ExitStack() as stack:
         url = configured or find_api(home, say)
-        url = url or stack.enter_context(temporary_server(home, say, stop))
+        url = url or stack.enter_context((server or temporary_server)(home, say, stop))
         stack.enter_context(_use(url))
         yield url
 
@@ -118,23 +109,18 @@ def up(settings: "Settings", say: Say = nobody) -> str:
     server = remembered(settings.home, say)
     if server is not None:
         return f"Prefect's server runs already: {server.page}"
-    folder = _folder(settings.home)
+    folder = server_folder(settings.home)
     with ExitStack() as stack:
-        try:
-            lock = stack.enter_context(locked(folder))
-        except BlockingIOError:
-            raise ServerError(
-                f"a Prefect server works in {folder}, that of a run perhaps; try again after it"
-            ) from None
+        lock = _only_server(stack, folder)
         start = Start(folder, free_port(PORTS), tied=False)
         say("starting Prefect's server (5-40 s)")
         launched = launch(start, lock)
-        _remember(settings.home, Server(start.url, process(launched.pid)))
+        remember(settings.home, Server(start.url, process(launched.pid)))
         try:
             wait_until_up(start, launched)
         except BaseException:
             end(launched)
-            _forget(settings.home)
+            forget(settings.home)
             raise
         launched.returncode = 0  # it lives on: not ours to wait for
     return f"Prefect's server runs: {start.url.removesuffix('/api')} (log: {folder}/{LOG})"
@@ -152,30 +138,8 @@ def down(settings: "Settings", say: Say = nobody) -> str:
     if server is None:
         return "no server to stop: `lookalike up` has started none that still runs"
     end_by_number(server.owner.pid, server.is_alive)
-    _forget(settings.home)
+    forget(settings.home)
     return f"Prefect's server at {server.page} is stopped"
-
-
-def remembered(home: str, say: Say = nobody) -> Server | None:
-    """Return the server that `up` has started in this home, if its process still lives.
-
-    A dead one is forgotten; one of another machine that shares the home is left alone.
-    """
-    try:
-        with open(os.path.join(home, "prefect", REMEMBERED), "rb") as file:
-            facts = json.load(file)
-        server = Server(facts["url"], Owner(**facts["owner"]))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        _forget(home)
-        return None
-    if server.is_alive():
-        return server
-    if server.owner.host == this_process().host:
-        _forget(home)
-        say(f"Prefect's server at {server.page} is gone; `lookalike up` starts it anew")
-    return None
 
 
 @contextmanager
@@ -192,7 +156,7 @@ def temporary_server(home: str, say: Say = nobody, stop: Event | None = None) ->
         ``stop`` was set before it was there.
     """
     with ExitStack() as stack:
-        folder = _folder(home)
+        folder = server_folder(home)
         try:
             lock = stack.enter_context(locked(folder))
         except BlockingIOError:
@@ -206,6 +170,42 @@ def temporary_server(home: str, say: Say = nobody, stop: Event | None = None) ->
         stack.callback(end, launched)
         wait_until_up(start, launched, stop)
         yield start.url
+
+
+@contextmanager
+def whole_server(home: str, say: Say = nobody, stop: Event | None = None) -> Iterator[str]:
+    """Run a server inside that does all that `up`'s does, and yield its API's URL.
+
+    Other commands find it like `up`'s, but it ends with the body, and with this process however
+    that ends.
+
+    Raises
+    ------
+    ServerError
+        It could not be started.
+    KeyboardInterrupt
+        ``stop`` was set before it was there.
+    """
+    with ExitStack() as stack:
+        folder = server_folder(home)
+        lock = _only_server(stack, folder)
+        start = Start(folder, free_port(PORTS))
+        say("starting Prefect's server (5-40 s)")
+        launched = launch(start, lock)
+        stack.callback(end, launched)
+        remember(home, Server(start.url, process(launched.pid)))
+        stack.callback(forget, home)
+        wait_until_up(start, launched, stop)
+        yield start.url
+
+
+def _only_server(stack: ExitStack, folder: str) -> int | None:
+    try:
+        return stack.enter_context(locked(folder))
+    except BlockingIOError:
+        raise ServerError(
+            f"a Prefect server works in {folder}, that of a run perhaps; try again after it"
+        ) from None
 
 
 @contextmanager
@@ -225,17 +225,8 @@ def _use(url: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _folder(home: str) -> str:
+def server_folder(home: str) -> str:
+    """Return the folder of the servers of a home; it is made where it is missing."""
     folder = os.path.join(home, "prefect")
     make_dir(folder)
     return folder
-
-
-def _remember(home: str, server: Server) -> None:
-    facts = json.dumps({"url": server.url, "owner": asdict(server.owner)}, indent=2)
-    write_durably(os.path.join(home, "prefect", REMEMBERED), facts.encode() + b"\n")
-
-
-def _forget(home: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(os.path.join(home, "prefect", REMEMBERED))

@@ -184,7 +184,7 @@ def free_port(ports: Iterable[int] = (0,)) -> int:
 
 
 @contextmanager
-def locked(folder: str) -> Iterator[int | None]:
+def locked(folder: str, name: str = LOCK) -> Iterator[int | None]:
     """Hold the lock of a server's folder inside; its descriptor can be handed on to a child.
 
     Yields None where the system has no such lock.
@@ -192,14 +192,14 @@ def locked(folder: str) -> Iterator[int | None]:
     Raises
     ------
     BlockingIOError
-        A server that lives has it.
+        A server that lives has it, or another process.
     """
     if os.name == "nt":  # pragma: no cover - no flock there
         yield None
         return
     import fcntl
 
-    lock = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(os.path.join(folder, name), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield lock
