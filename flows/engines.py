@@ -32,6 +32,11 @@ class Engines:
         self._all: list[Seat] = []
         self._free: list[Seat] = []
 
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one device."""
+        return len(self._all) > 1
+
     @contextmanager
     def seat(
         self, names: str, space_id: int, number: int, check: Callable[[], None]

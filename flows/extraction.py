@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -114,9 +115,25 @@ def _engine(bench: Bench, seat: Seat, space: SpaceInfo, batch_size: int | None) 
     def make(device: str) -> Any:
         from search.query import open_engine
 
-        return open_engine(space, device, batch_size, model=bench.models.pop(space.id, None))
+        return open_engine(space, device, batch_size, model=_model(bench, space))
 
     return opened(seat, (space.id, batch_size), bench.check, make)
+
+
+def _model(bench: Bench, space: SpaceInfo) -> Any:
+    """Return the model for one engine, None where it is to be opened for it alone.
+
+    Several devices have copies of one: tracing a network changes torch for all threads, and would
+    break the forward pass that another device is at.
+    """
+    if not bench.engines.several:
+        return bench.models.pop(space.id, None)
+    if space.id not in bench.models:
+        from extractor.models import ModelRequest, open_model
+
+        bench.models.clear()
+        bench.models[space.id] = open_model(ModelRequest(**space.request))
+    return deepcopy(bench.models[space.id])
 
 
 def default_workers() -> int:

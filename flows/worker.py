@@ -54,7 +54,7 @@ class Bench:
     catalog: Catalog
     engines: Engines = field(default_factory=Engines)
     models: dict[int, Any] = field(default_factory=dict)
-    """Models that were opened to make their space, by its id; the engine takes them over."""
+    """Models that wait for an engine, or to be copied for several, by their space's id."""
     digests: Digests = field(default_factory=Digests)
     number: int = 0
     """Number of this worker among those of its machine."""

@@ -3,31 +3,38 @@
 import http.server
 import os
 import shutil
+import sqlite3
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
 import pytest
 from PIL import Image, ImageOps
 from sqlalchemy import func, select, update
 
+from extractor.errors import DeviceError
 from flows.claiming import ChunkSize
+from flows.errors import Stopped
+from flows.extraction import extract_step
 from flows.job import IndexOptions, run_index
+from flows.orders import ChunkOrder, Place, PublishOrder, ScanOrder
+from flows.patience import patiently
 from flows.progress import Progress
+from flows.remote import following, passing_on
 from flows.run import plan
 from flows.samples import VARIATIONS, draw_families
 from flows.spaces import SpaceChoice, make_space
 from flows.steps import PlainSteps
-from flows.worker import bench_for, clear_bench
+from flows.worker import bench_for, clear_bench, publish_step, scan_step
 from storage.catalog import Catalog
 from storage.chunks import claim_chunk
-from storage.errors import DiskFull, SpaceError
+from storage.errors import CatalogError, DiskFull, LeaseLost, SpaceError
 from storage.home import Home
 from storage.roots import list_roots
 from storage.runs import claim, finish_run, start_run
 from storage.spaces import get_space, list_spaces
-from storage.tables import Claim, Failure, File, Generation, Root, Run, Space, Vector
+from storage.tables import Claim, Failure, File, Generation, Part, Root, Run, Space, Vector
 
 TINY = SpaceChoice(model="resnet18", weights="random:0")
 
@@ -530,3 +537,244 @@ def test_chunks_grow_towards_thirty_seconds_of_work(options):
         size.learn(size.limit, size.limit / 100)
     assert limits == [64, 256, 1024, 3000, 3000, 3000]
     assert ChunkSize(space, 7).limit == 7
+
+
+PAIR = "cpu,cpu"
+
+
+def doubled(folder, number=12):
+    """Make pictures that each lie there twice, side by side, and two broken ones likewise."""
+    draw_families(str(folder / "drawn"), 2, seed=7)
+    drawn = sorted((folder / "drawn").rglob("*.*"))[:number]
+    data = [path.read_bytes() for path in drawn] + [b"\xff\xd8\xff broken", b"not a picture"]
+    shutil.rmtree(folder / "drawn")
+    for n, content in enumerate(data):
+        for copy in "ab":
+            (folder / f"{n:03}{copy}.jpg").write_bytes(content)
+
+
+def live_and_written(options):
+    """Return how many vectors are live, and how many were ever written."""
+    with opened(options) as catalog, catalog.read() as conn:
+        written = conn.execute(select(func.sum(Part.n))).scalar()
+    return count(options, Vector), int(written)
+
+
+def test_two_devices_come_to_what_one_comes_to(options, tmp_path):
+    from tests.reliability.test_kill import vectors_by_digest
+
+    folder = tmp_path / "doubled"
+    folder.mkdir()
+    doubled(folder)
+    common = {"roots": (str(folder),), "chunk_size": 1, "batch_size": 1}
+    other = Home(str(tmp_path / "other"))
+    one = go(options, home=other.path, catalog_url=None, **common)
+    two = go(options, device=PAIR, **common)
+    assert (two.extracted, two.copied, two.failed) == (12, 12, 4)
+    for name in ("scanned", "extracted", "copied", "reused", "touched", "failed", "failures"):
+        assert getattr(two, name) == getattr(one, name), name
+    assert live_and_written(options) == (12, 12)  # none was made twice
+    assert count(options, Claim) == 0
+    expected = vectors_by_digest(other)
+    found = vectors_by_digest(Home(options.home, options.catalog_url))
+    assert found.keys() == expected.keys()
+    for digest, vector in expected.items():
+        assert float(vector @ found[digest]) >= 0.999999
+
+
+def test_files_of_one_known_image_are_left_to_the_chunk_that_has_it(options, tmp_path):
+    folder = tmp_path / "doubled"
+    folder.mkdir()
+    doubled(folder)
+    settle()
+    first = replace(options, roots=(str(folder),))
+    go(first)
+    other = SpaceChoice(model="squeezenet1_0", weights="random:1")
+    report = go(first, choice=other, device=PAIR, chunk_size=1, batch_size=1)
+    assert (report.extracted, report.failed) == (12, 0)
+    assert live_and_written(options) == (24, 24)
+
+
+def test_each_device_keeps_a_model_of_its_own(options):
+    bench = bench_for(options.home, options.catalog_url)
+    try:
+        with PlainSteps() as steps:
+            paired = replace(options, device=PAIR, chunk_size=2, batch_size=1)
+            run_index(paired, steps=steps, progress=Progress("silent"))
+        space = get_space(bench.catalog, None)
+        with ExitStack() as stack:
+            seats = [
+                stack.enter_context(bench.engines.seat(PAIR, space.id, 0, bench.check))
+                for _ in range(2)
+            ]
+            one, other = (seat.engine for seat in seats)
+            assert one is not other
+            assert one.module is not other.module
+            threading.Timer(0.3, bench.stop.set).start()
+            with pytest.raises(Stopped), bench.engines.seat(PAIR, space.id, 0, bench.check):
+                pass
+    finally:
+        clear_bench(options.home, options.catalog_url)
+
+
+def test_an_error_in_one_of_two_chunks_ends_both(options, monkeypatch):
+    import flows.extraction
+
+    commit = flows.extraction.commit_chunk
+    meet = threading.Barrier(2, timeout=60)
+
+    def failing(catalog, lease, space, chunk, **kwargs):
+        meet.wait()  # both chunks are in flight
+        if chunk.number == 2:
+            raise CatalogError("the disk is gone")
+        return commit(catalog, lease, space, chunk, **kwargs)
+
+    monkeypatch.setattr(flows.extraction, "commit_chunk", failing)
+    with pytest.raises(CatalogError, match="the disk is gone"):
+        go(options, device=PAIR, chunk_size=4)
+    monkeypatch.undo()
+    assert count(options, Claim) == 0
+    assert count(options, Run, Run.state == "failed") == 1
+    assert count(options, Vector) == 4  # what the other chunk had finished
+    rest = go(options)
+    assert rest.extracted == 2 * len(VARIATIONS) - 4
+
+
+def test_a_stop_ends_both_chunks_in_flight(options):
+    bench = bench_for(options.home, options.catalog_url)
+    lock = threading.Lock()
+    seen = set()
+
+    class Stopping(Progress):
+        def advance(self, n=1, failed=0):
+            with lock:
+                seen.add(threading.current_thread().name)
+            if len(seen) == 2:
+                bench.stop.set()
+
+    again = replace(options, device=PAIR, chunk_size=9, batch_size=1)
+    with PlainSteps() as steps:
+        report = run_index(again, steps=steps, progress=Stopping("silent"))
+    clear_bench(options.home, options.catalog_url)
+    assert report.exit_code() == 130
+    assert 2 <= report.extracted < 2 * len(VARIATIONS)
+    assert report.pending > 0
+    assert count(options, Claim) == 0
+    assert live_and_written(options) == (report.extracted, report.extracted)
+
+
+def test_small_work_does_not_ask_for_the_devices(options):
+    with pytest.raises(DeviceError, match="no device 'cuda:7'"):
+        go(options, device="cpu,cuda:7", chunk_size=4)
+    assert go(options).extracted == 2 * len(VARIATIONS)
+    report = go(options, device="cpu,cuda:7")  # too fresh to be trusted, and no image is new
+    assert (report.touched, report.extracted) == (2 * len(VARIATIONS), 0)
+
+
+def test_an_order_that_comes_again_does_nothing(options):
+    go(options, choice=SpaceChoice(model="squeezenet1_0", weights="random:1"))
+    bench = bench_for(options.home, options.catalog_url)
+    space, _ = make_space(bench.catalog, TINY)
+    lease = start_run(bench.catalog, "index")
+    chunk = claim_chunk(bench.catalog, lease, space, number=1, limit=5)
+    place = Place(options.home, options.catalog_url, lease)
+    order = ChunkOrder(place, space.name, chunk, "cpu", 2, 2)
+    first = extract_step(order)
+    assert first["outcomes"]["extracted"] == 5
+    assert first["duration_s"] > 0
+    assert extract_step(order) == {}
+    finish_run(bench.catalog, lease, "done")
+    assert count(options, Part, Part.space_id == space.id) == 1
+
+
+def at_another_process(options, lease, boot=None):
+    """Make a run that of another process, of this machine or of another one."""
+    values = {"pid": 2**22 + 1, **({"boot": boot, "host": "elsewhere"} if boot else {})}
+    with opened(options, write=True) as catalog, catalog.write() as conn:
+        conn.execute(update(Run).where(Run.id == lease.run_id).values(values))
+
+
+def test_a_worker_of_another_process_stops_with_its_run(options, monkeypatch):
+    import flows.remote
+
+    monkeypatch.setattr(flows.remote, "LOOK_EVERY_S", 0.05)
+    go(options)
+    bench = bench_for(options.home, options.catalog_url)
+    lease = start_run(bench.catalog, "index")
+    place = Place(options.home, options.catalog_url, lease)
+    with following(bench, place) as own:
+        assert own is bench
+    at_another_process(options, lease)
+    with following(bench, place) as view:
+        assert view.stop is not bench.stop
+        assert not view.ending.is_set()
+        stop = threading.Event()
+        with passing_on(stop, bench.catalog, lease):
+            stop.set()
+            deadline = time.monotonic() + 20
+            while not view.ending.is_set():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+    assert not bench.ending.is_set()
+    root = list_roots(bench.catalog)[0]
+    assert scan_step(ScanOrder(place, root, False)) == {}
+    assert publish_step(PublishOrder(place, get_space(bench.catalog, None).name, None)) == {}
+
+
+def test_hosts_cannot_share_a_catalog_in_sqlite(options, database):
+    go(options)
+    bench = bench_for(options.home, options.catalog_url)
+    lease = start_run(bench.catalog, "index")
+    place = Place(options.home, options.catalog_url, lease)
+    at_another_process(options, lease, boot="another-boot pid:[1]")
+    if database == "postgres":
+        with following(bench, place) as view:
+            assert not view.ending.is_set()
+        return
+    with pytest.raises(CatalogError, match="Postgres one, LOOKALIKE_CATALOG_URL"):
+        scan_step(ScanOrder(place, list_roots(bench.catalog)[0], False))
+
+
+def test_what_is_locked_for_long_is_tried_again(tmp_path, monkeypatch):
+    import flows.patience
+    import storage.database
+
+    monkeypatch.setattr(storage.database, "BUSY_S", 0.1)
+    monkeypatch.setattr(flows.patience, "AGAIN_AFTER_S", (0.1, 2.0))
+    home = Home(str(tmp_path / "home"))
+    with Catalog.open(home, write=True) as catalog, closing(sqlite3.connect(home.sqlite)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(CatalogError, match="locked"):
+            start_run(catalog, "index")
+        stopped = threading.Event()
+        stopped.set()
+        with pytest.raises(CatalogError, match="locked"):
+            patiently(stopped, lambda: start_run(catalog, "index"))
+        tries = []
+
+        def trying():
+            tries.append(time.monotonic())
+            if len(tries) == 2:
+                other.rollback()
+            return start_run(catalog, "index")
+
+        lease = patiently(threading.Event(), trying)
+        assert len(tries) == 2
+        finish_run(catalog, lease, "done")
+        with pytest.raises(LeaseLost):  # no trouble that goes away
+            patiently(threading.Event(), lambda: finish_run(catalog, lease, "done"))
+
+
+def test_a_back_fill_publishes_at_its_end_what_is_not_due(options, tree):
+    draw_families(str(tree / "more"), 1, seed=11)
+    go(options)
+    mirror(tree / "family-000" / "dark.jpg")
+    asked = {"kind": "backfill", "publish_always": True, "flow_run": "of-prefect"}
+    report = go(options, kind="index")
+    assert (report.extracted, report.index) == (1, None)
+    mirror(tree / "family-000" / "plain.jpg")
+    report = go(options, **asked)
+    assert report.extracted == 1
+    assert report.index["n"] == 3 * len(VARIATIONS) + 2
+    assert go(options, **asked).index is None  # nothing was extracted
+    assert count(options, Run, Run.kind == "backfill", Run.flow_run == "of-prefect") == 2
