@@ -125,23 +125,40 @@ def list_spaces(catalog: Catalog) -> list[SpaceInfo]:
         return [_info(row) for row in conn.execute(_columns().order_by(Space.id))]
 
 
-def use_space(catalog: Catalog, name: str) -> SpaceInfo:
-    """Make the space of this name the current one.
+def use_space(catalog: Catalog, name: str, *, force: bool = False) -> SpaceInfo:
+    """Make the space of this name the current one: every reader sees the old one or this one.
+
+    Parameters
+    ----------
+    catalog
+        Open for writing.
+    name
+        The space.
+    force
+        Even where it has no vectors and the current one has some.
 
     Raises
     ------
     SpaceError
-        There is none.
+        There is none, or searches would find nothing any more.
     """
     with catalog.write() as conn:
         _take_turns(conn)
         space = _get(conn, name)
-        conn.execute(update(Space).values(current=Space.id == space.id))
+        if not force and not _has_vectors(conn, Space.id == space.id):
+            _refuse_empty(conn, name)
+        # Only the two that change: on Postgres a commit into a third space is not waited for.
+        changing = update(Space).where(Space.current != (Space.id == space.id))
+        conn.execute(changing.values(current=Space.id == space.id))
         return _get(conn, name)
 
 
 def drop_space(catalog: Catalog, lease: Lease, name: str) -> None:
-    """Delete a space: its records in one transaction, then its files.
+    """Delete a space: its records in one transaction, then its files, at once.
+
+    The catalog sends no new reader there.  One that is in the midst of a search finds the space
+    gone, says so (``storage.reading.snapshot_in``) and can ask the current one; what it holds open
+    keeps its disk until it lets go.
 
     Raises
     ------
@@ -240,6 +257,19 @@ def _free_name(facts: Mapping[str, Any], taken: Mapping[str, str]) -> str:
         number += 1
         name = f"{stem}-{number}"
     return name
+
+
+def _has_vectors(conn: Connection, condition: ColumnElement[bool]) -> bool:
+    held = select(Vector.row).join(Space, Space.id == Vector.space_id).where(condition)
+    return conn.execute(held.limit(1)).first() is not None
+
+
+def _refuse_empty(conn: Connection, name: str) -> None:
+    if _has_vectors(conn, Space.current.is_(True)):
+        raise SpaceError(
+            f"the space {name!r} has no vectors, and searches would find nothing: fill it with"
+            f" `lookalike index --space {name}` first, or use --force"
+        )
 
 
 def _refuse_busy(conn: Connection, lease: Lease, space: SpaceInfo) -> None:

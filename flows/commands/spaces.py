@@ -10,6 +10,9 @@ from flows.commands.show import size, table, write_json
 if TYPE_CHECKING:
     from storage.catalog import Catalog
 
+WHOLE_SHARE = 0.9
+"""With a smaller share of the current space's vectors than this, a switch is worth a warning."""
+
 
 @click.group(
     "spaces",
@@ -73,20 +76,39 @@ def list_command(ctx: click.Context, as_json: bool) -> None:
     """,
 )
 @click.argument("name")
+@click.option("--force", is_flag=True, help="Even where NAME has no vectors yet.")
 @click.pass_context
-def use_command(ctx: click.Context, name: str) -> None:
-    """Make NAME the space that `search` asks, and that `index` maintains.
+def use_command(ctx: click.Context, name: str, force: bool) -> None:
+    """Make NAME the space that `search` and `serve` ask, and that `index` maintains.
 
-    Where the settings name a model, `index` goes on with that model's space.
+    A server that runs goes over to it with its next request.  Where the settings name a model,
+    `index` goes on with that model's space.
     """
     from storage.spaces import use_space
 
     with opened(ctx, write=True) as catalog:
-        use_space(catalog, name)
+        fewer = _fewer_vectors(catalog, name)
+        use_space(catalog, name, force=force)
         other = _of_settings(ctx, catalog, name)
     click.echo(f"space {name} is the current one")
-    if other is not None:
-        click.echo(f"lookalike: {other}", err=True)
+    for line in (fewer, other):
+        if line is not None:
+            click.echo(f"lookalike: {line}", err=True)
+
+
+def _fewer_vectors(catalog: "Catalog", name: str) -> str | None:
+    """Return what to know where the space finds far fewer images than the current one does."""
+    from search.overview import spaces_overview
+
+    spaces = spaces_overview(catalog)
+    new = next((space for space in spaces if space.name == name), None)
+    old = next((space for space in spaces if space.current), None)
+    if new is None or old is None or new.vectors >= WHOLE_SHARE * old.vectors:
+        return None
+    return (
+        f"space {new.name} has {new.vectors:,} vectors, {old.name} has {old.vectors:,}: searches "
+        f"find fewer images until `lookalike index --space {new.name}` has extracted the rest"
+    )
 
 
 def _of_settings(ctx: click.Context, catalog: "Catalog", name: str) -> str | None:

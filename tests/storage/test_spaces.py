@@ -22,7 +22,8 @@ from storage.spaces import (
     space_for_key,
     use_space,
 )
-from storage.tables import Base, Claim, Failure, Generation, Image, Part, SpaceKey, Vector
+from storage.tables import Base, Claim, Failure, Generation, Image, Part, Space, SpaceKey, Vector
+from tests.conftest import OpenCatalog
 
 JSON = st.recursive(
     st.none()
@@ -162,6 +163,50 @@ def test_the_first_space_is_current_until_another_is_chosen(catalog: Catalog) ->
     with pytest.raises(SpaceError, match=f"no space 'x'; there are: {first.name}, {second.name}"):
         use_space(catalog, "x")
     assert get_space(catalog).id == second.id
+
+
+def test_every_reader_sees_exactly_one_current_space(
+    catalog: Catalog, open_catalog: OpenCatalog
+) -> None:
+    names = [_make(catalog, "k1").name, _make(catalog, "k2", dim=16).name]
+    reading = open_catalog(write=False)
+    done = threading.Event()
+    seen: list[tuple[str, ...]] = []
+    current = select(Space.name).where(Space.current)
+
+    def look() -> None:
+        while not done.is_set():
+            with reading.read() as conn:
+                first = tuple(conn.execute(current).scalars())
+                seen.append(first if first == tuple(conn.execute(current).scalars()) else ())
+
+    def switch(name: str) -> None:
+        for _ in range(25):
+            use_space(catalog, name)
+
+    readers = [threading.Thread(target=look) for _ in range(2)]
+    writers = [threading.Thread(target=switch, args=(name,)) for name in names]
+    for thread in (*readers, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    for thread in readers:
+        thread.join()
+    assert set(seen) == {(name,) for name in names}
+
+
+def test_an_empty_space_becomes_current_only_by_force(catalog: Catalog) -> None:
+    full, empty = _make(catalog, "k1"), _make(catalog, "k2", dim=16)
+    assert use_space(catalog, empty.name).current  # nothing is lost by it yet
+    use_space(catalog, full.name)
+    _fill(catalog, full)
+    with pytest.raises(SpaceError, match=f"no vectors.*`lookalike index --space {empty.name}`"):
+        use_space(catalog, empty.name)
+    assert get_space(catalog).id == full.id
+    assert use_space(catalog, full.name).current
+    assert use_space(catalog, empty.name, force=True).current
+    assert get_space(catalog).id == empty.id
 
 
 def test_of_spaces_made_at_the_same_moment_one_is_current(catalog: Catalog) -> None:
