@@ -1,7 +1,5 @@
 """What looks like this?  The index is asked, the catalog says where the images lie."""
 
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,31 +8,17 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from extractor.reading import Unread, opened
 from search.answers import Answer, Hit
-from search.errors import QueryError
-from search.query import Vectors
-from search.records import Holder, Known, holders, is_known, known_image
+from search.pictures import Pictures, Query
+from search.records import Holder, holders, is_known
 from storage.catalog import Catalog
 from storage.home import Home
 from storage.lookup import Lookup, Neighbour
-from storage.reading import Rows, again_if_missing, open_store, snapshot
+from storage.reading import again_if_missing
 from storage.roots import find_root
 from storage.spaces import get_space
 
 FloatArray = npt.NDArray[np.float32]
-
-MOST_BYTES = 1 << 30
-"""A larger query is left to the loader, which has a limit of its own."""
-
-
-@dataclass(frozen=True)
-class _Query:
-    """A query image: known to the space, or its pixels."""
-
-    path: bytes
-    known: Known | None
-    pixels: npt.NDArray[np.uint8] | None
 
 
 @dataclass(frozen=True)
@@ -48,8 +32,18 @@ class _Question:
     exclude: Sequence[int | None] | None = None
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """Which hits the caller wants, and how many."""
+
+    k: int
+    under: bytes | None
+    min_score: float | None
+    no_self: bool
+
+
 class Searcher:
-    """Answers questions about one space; reads only.
+    """Answers questions about one space; reads only.  Threads may share it.
 
     Parameters
     ----------
@@ -82,7 +76,7 @@ class Searcher:
             raise
         self.warnings: list[str] = []
         self._lookup = Lookup(self.catalog, self.space)
-        self._vectors = Vectors(self.space, device)
+        self._pictures = Pictures(self.catalog, self.space, device)
 
     def search_paths(
         self,
@@ -118,14 +112,42 @@ class Searcher:
         RootError
             No root knows ``under``.
         """
-        queries = self._load(paths)
-        own = tuple(query.known.image_id if query.known else None for query in queries)
-        xq = again_if_missing(lambda: self._stack(queries))
-        hits = self._search(_Question(xq, k, under, min_score, own if no_self else None))
+        queries = self._pictures.at(paths)
+        hits = self._nearest(queries, _Wanted(k, under, min_score, no_self))
         return [
             Answer(path, self.space.name, tuple(each))
             for path, each in zip(paths, hits, strict=True)
         ]
+
+    def search_picture(
+        self, data: bytes, k: int = 10, *, min_score: float | None = None, no_self: bool = False
+    ) -> list[Hit]:
+        """Return what looks most like the picture whose file holds these bytes.
+
+        They are decoded as those of an indexed file are, and kept nowhere.
+
+        Raises
+        ------
+        QueryError
+            They are no picture.
+        NoMemory
+            They may be one another time.
+        """
+        query = self._pictures.of_bytes(data)
+        return self._nearest([query], _Wanted(k, None, min_score, no_self))[0]
+
+    def search_image(
+        self, image_id: int, k: int = 10, *, min_score: float | None = None, no_self: bool = False
+    ) -> list[Hit]:
+        """Return what looks most like an image of the catalog.
+
+        Raises
+        ------
+        UnknownImage
+            It has no vector in the space.
+        """
+        query = self._pictures.of_image(image_id)
+        return self._nearest([query], _Wanted(k, None, min_score, no_self))[0]
 
     def search_vectors(
         self,
@@ -137,6 +159,25 @@ class Searcher:
     ) -> list[list[Hit]]:
         """Return the hits of query vectors, shape ``(n, d)``, float32, unit length."""
         return self._search(_Question(xq, k, under, min_score))
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the space's network is open, as it is once a picture needed it."""
+        return self._pictures.network.is_open
+
+    def prepare(self, *, model: bool = False) -> None:
+        """Open index and parts, and the space's network, so that the first question is quick.
+
+        Raises
+        ------
+        StorageError, ExtractorError
+            What a question would meet.
+        """
+        xq = np.zeros((1, self.space.dim), np.float32)
+        xq[0, 0] = 1
+        self.search_vectors(xq, 1)
+        if model:
+            self._pictures.network.open()
 
     def close(self) -> None:
         """Close the catalog."""
@@ -153,58 +194,11 @@ class Searcher:
     ) -> None:
         self.close()
 
-    def _load(self, paths: Sequence[bytes]) -> list[_Query]:
-        """Look the queries up by content, and decode those that the space does not know."""
-        known = [self._known(path) for path in paths]
-        unknown = [i for i, image in enumerate(known) if image is None]
-        pixels = dict(zip(unknown, self._decoded([paths[i] for i in unknown]), strict=True))
-        return [_Query(path, known[i], pixels.get(i)) for i, path in enumerate(paths)]
-
-    def _known(self, path: bytes) -> Known | None:
-        """Return the image that a file holds, where it has a vector.
-
-        Needs no decoder.  What can't be read is unknown here, and said by the loader.
-        """
-        try:
-            with opened(path, MOST_BYTES) as file:
-                digest = hashlib.sha256(file.read()).digest()
-        except Unread:
-            return None
-        with self.catalog.read() as conn:
-            return known_image(conn, self.space.id, digest)
-
-    def _decoded(self, paths: Sequence[bytes]) -> list[npt.NDArray[np.uint8]]:
-        """Return the pictures' pixels, each of shape ``(3, H, W)``, uint8."""
-        if not paths:
-            return []
-        from extractor.loader import Source, load
-        from extractor.preprocess import Preprocess
-
-        found = []
-        sources = [Source(key=i, path=path) for i, path in enumerate(paths)]
-        preprocess = Preprocess.from_json(self.space.spec["preprocess"])
-        for loaded in load(sources, wants=lambda _: True, preprocess=preprocess):
-            if loaded.pixels is None:
-                why = loaded.failure.message if loaded.failure else "it can't be read"
-                raise QueryError(f"{os.fsdecode(paths[loaded.key])}: {why}")
-            found.append(loaded.pixels)
-        return found
-
-    def _stack(self, queries: Sequence[_Query]) -> FloatArray:
-        """Return the queries' vectors, shape ``(n, d)``, float32."""
-        xq = np.empty((len(queries), self.space.dim), np.float32)
-        rows = [(i, query.known.row) for i, query in enumerate(queries) if query.known]
-        if rows:
-            at, wanted = zip(*rows, strict=True)
-            parts = snapshot(self.catalog, self.space).parts
-            x = Rows(open_store(self.catalog, self.space), parts).gather(wanted)
-            xq[list(at)] = x / np.linalg.norm(x, axis=1, keepdims=True)  # float16 is a bit off
-        fresh = [(i, query) for i, query in enumerate(queries) if query.pixels is not None]
-        if fresh:
-            pixels = [query.pixels for _, query in fresh if query.pixels is not None]
-            names = [os.fsdecode(query.path) for _, query in fresh]
-            xq[[i for i, _ in fresh]] = self._vectors.of(pixels, names)
-        return xq
+    def _nearest(self, queries: Sequence[Query], wanted: "_Wanted") -> list[list[Hit]]:
+        xq = again_if_missing(lambda: self._pictures.vectors(queries))
+        own = [query.known.image_id if query.known else None for query in queries]
+        exclude = own if wanted.no_self else None
+        return self._search(_Question(xq, wanted.k, wanted.under, wanted.min_score, exclude))
 
     def _search(self, question: _Question) -> list[list[Hit]]:
         if question.under is not None:

@@ -2,8 +2,12 @@
 
 ::
 
-    SearchError          2  the question can't be answered as asked
-    └── QueryError       2  a query image can't be read or decoded
+    SearchError              2  the question can't be answered as asked
+    ├── QueryError           2  a query image can't be read or decoded
+    ├── VectorError          2  a query vector does not fit the space
+    ├── UnknownImage         2  no image of that number has a vector in the space
+    ├── NoMemory             2  there is no memory for a query image now
+    └── ServeError           2  a server can't listen as asked
 """
 
 
@@ -15,3 +19,19 @@ class SearchError(Exception):
 
 class QueryError(SearchError):
     """A query image can't be read or decoded."""
+
+
+class VectorError(SearchError):
+    """A query vector does not fit the space; the message names both."""
+
+
+class UnknownImage(SearchError):
+    """No image of that number has a vector in the space."""
+
+
+class NoMemory(SearchError):
+    """There is no memory for a query image now; the same one may go well another time."""
+
+
+class ServeError(SearchError):
+    """A server can't listen as asked."""

@@ -1,5 +1,6 @@
 """From a picture that was never indexed to a vector of a space."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ ROUND = 64
 class Vectors:
     """Makes vectors as a space's own were made.  Loads torch on the first picture.
 
+    Threads may share it; they take turns, since one forward pass keeps the device busy.
+
     Parameters
     ----------
     space
@@ -35,6 +38,17 @@ class Vectors:
         self.space = space
         self.device = device
         self._engine: Engine | None = None
+        self._turn = threading.Lock()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the model was needed so far."""
+        return self._engine is not None
+
+    def open(self) -> None:
+        """Open the model now, so that the first picture does not wait for it; raises as `of`."""
+        with self._turn:
+            self._open()
 
     def of(self, pixels: Sequence[npt.NDArray[np.uint8]], names: Sequence[str]) -> FloatArray:
         """Return one vector for each picture.
@@ -58,11 +72,12 @@ class Vectors:
         QueryError
             The network gives no finite vector for a picture.
         """
-        engine = self._open()
-        rounds = [
-            engine.forward(np.stack(pixels[start : start + ROUND]))
-            for start in range(0, len(pixels), ROUND)
-        ]
+        with self._turn:
+            engine = self._open()
+            rounds = [
+                engine.forward(np.stack(pixels[start : start + ROUND]))
+                for start in range(0, len(pixels), ROUND)
+            ]
         vectors: FloatArray = np.concatenate(rounds)
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from storage.paths import files_at
 from storage.roots import inside
@@ -44,6 +44,20 @@ def known_image(conn: Connection, space_id: int, digest: bytes) -> Known | None:
         .where(Image.digest == digest, Vector.space_id == space_id)
     ).first()
     return None if found is None else Known(found.id, found.row)
+
+
+def known_number(conn: Connection, space_id: int, image_id: int) -> Known | None:
+    """Return the image of this number if it has a vector in the space."""
+    row = conn.execute(
+        select(Vector.row).where(Vector.space_id == space_id, Vector.image_id == image_id)
+    ).scalar()
+    return None if row is None else Known(image_id, row)
+
+
+def vectors_in(conn: Connection, space_id: int) -> int:
+    """Return how many images have a vector in a space."""
+    count = select(func.count()).where(Vector.space_id == space_id)
+    return conn.execute(count).scalar_one()
 
 
 def is_known(conn: Connection, path: bytes) -> bool:
