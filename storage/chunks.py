@@ -144,7 +144,7 @@ def still_claimed(catalog: Catalog, lease: Lease, chunk: Chunk) -> Chunk | None:
     work = tuple(item for item in chunk.work if item.file_id in held)
     if work:
         return replace(chunk, work=work)
-    if claims:  # the files were removed with their root; nobody will commit their images
+    if claims and not held:  # the files went with their root; nobody will commit their images
         give_back(catalog, lease, chunk)
     return None
 
