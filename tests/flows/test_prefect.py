@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -11,12 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from inspect import signature
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from flows import prefect_run
@@ -40,7 +46,11 @@ from flows.server_process import (
 from flows.spaces import SpaceChoice
 from flows.steps import PlainSteps
 from flows.worker import bench_for, clear_bench
+from storage.catalog import Catalog
 from storage.errors import CatalogError, SpaceError
+from storage.home import Home
+from storage.runs import reap
+from storage.tables import Claim, Run, Vector
 from tests.flows.contents import age, assert_same, contents
 from tests.flows.terminal import CHECKOUT
 
@@ -269,9 +279,14 @@ def large_tree(tmp_path_factory: pytest.TempPathFactory, tree: str) -> str:
     return str(folder)
 
 
+def rows(home: str, *columns: Any) -> list[Any]:
+    with Catalog.open(Home(home), write=False) as catalog, catalog.read() as conn:
+        return list(conn.execute(select(*columns)).all())
+
+
 @contextmanager
 def running(home: str, tree: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """Yield a run in a process group of its own, once it extracts."""
+    """Yield a run in a process group of its own, once it has committed something."""
     process = subprocess.Popen(
         _command(home, "index", tree, *TYPED, "--prefect", "--chunk-size", "16"),
         cwd=CHECKOUT,
@@ -288,7 +303,10 @@ def running(home: str, tree: str, **env: str) -> Iterator[subprocess.Popen[str]]
                 break
         else:
             pytest.fail(f"ended early with {process.wait()}")
-        time.sleep(1.0)
+        deadline = time.monotonic() + 60
+        while not rows(home, Vector.row):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         yield process
     finally:
         process.kill()
@@ -323,6 +341,212 @@ def test_sigterm_is_ours_to_answer_while_the_job_runs(
     assert process.returncode == 130, err
     assert Api(use_server).run().state.name == "Cancelled"
     assert 0 < len(contents(str(tmp_path / "home")).vectors) < 600
+
+
+def test_the_leases_of_a_crashed_run_are_given_back(
+    large_tree: str, tmp_path: Path, use_server: str
+) -> None:
+    from prefect.states import Crashed
+
+    from flows.hooks import give_back_leases
+    from flows.index import index_images
+
+    home = str(tmp_path / "home")
+    with running(home, large_tree, PREFECT_API_URL=use_server) as process:
+        process.send_signal(signal.SIGSTOP)
+        while not rows(home, Claim.run_id):  # between two chunks
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.1)
+            process.send_signal(signal.SIGSTOP)
+        process.kill()
+    flow_run = Api(use_server).run()
+    assert flow_run.state.name == "Running"
+    with Catalog.open(Home(home), write=True) as catalog:
+        with catalog.write() as conn:  # as if it ran on another machine, whose end nobody can see
+            conn.execute(update(Run).values(host="elsewhere", boot="another"))
+        assert reap(catalog) == []
+    assert rows(home, Run.state, Run.flow_run) == [("running", str(flow_run.id))]
+    assert rows(home, Claim.run_id)
+    others = flow_run.model_copy(update={"id": uuid4()})
+    give_back_leases(flow=index_images, flow_run=others, state=Crashed())
+    assert rows(home, Run.state) == [("running",)]
+
+    give_back_leases(flow=index_images, flow_run=flow_run, state=Crashed())  # as a worker calls it
+
+    assert rows(home, Run.state) == [("crashed",)]
+    assert not rows(home, Claim.run_id)
+    report = plainly(asked(home, large_tree))
+    assert report.exit_code() == 0
+    assert len(contents(home).vectors) == 600
+
+
+def test_a_hook_that_finds_no_store_raises_nothing_and_makes_none(
+    tmp_path: Path, use_server: str
+) -> None:
+    from prefect.client.schemas import FlowRun
+    from prefect.states import Cancelling
+
+    from flows.backfill import backfill_images
+    from flows.hooks import give_back_leases
+
+    nowhere, damaged = tmp_path / "nowhere", tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "store.json").write_text("no JSON")
+    for home in (nowhere, damaged):
+        run = FlowRun(flow_id=uuid4(), parameters={"home": str(home)})
+        give_back_leases(backfill_images, run, Cancelling())
+    assert not nowhere.exists()
+    for hooks in (backfill_images.on_crashed_hooks, backfill_images.on_cancellation_hooks):
+        assert hooks == [give_back_leases]
+
+
+def test_a_backfill_tells_its_own_story(tree: str, tmp_path: Path, use_server: str) -> None:
+    home = str(tmp_path / "home")
+    plainly(asked(home, tree))
+    options, _ = options_for(
+        {
+            "home": home,
+            "model": "resnet18",
+            "weights": "random:1",
+            "space": "second",
+            "roots": [os.path.join(tree, "family-000")],
+            "globs": ["*.jpg"],
+        },
+        "backfill",
+    )
+    report = through_prefect(options)
+    assert (report.kind, report.extracted) == ("backfill", 8)
+    seen = Api(use_server)
+    run = seen.run()
+    assert run.name == "backfill family-000 second"
+    assert sorted(run.tags) == [
+        "backfill",
+        "lookalike",
+        f"root:{tree}/family-000",
+        "space:second",
+    ]
+    assert run.parameters["globs"] == ["*.jpg"]
+    assert run.state.name == "Completed"
+    assert re.fullmatch(
+        r"Back-fill done: 8 images extracted into space second in .* images/s; "
+        r"index SQ8, 8 vectors, recall@10 1\.000",
+        run.state.message,
+    )
+    kept = seen.artifacts(run)
+    assert set(kept) == {"backfill-progress", "backfill-report"}
+    assert kept["backfill-report"] == report.to_markdown()
+    assert rows(home, Run.kind, Run.flow_run) == [("index", None), ("backfill", str(run.id))]
+
+    failed, _ = options_for({"home": home, "space": "second", "failed": True}, "backfill")
+    assert through_prefect(failed).exit_code() == 3
+    assert set(seen.artifacts(seen.run())) == {*kept, "backfill-failures"}
+
+
+@pytest.mark.parametrize("flow_of", ["index:index_images", "backfill:backfill_images"])
+def test_every_field_of_a_flows_form_is_described(flow_of: str) -> None:
+    from prefect.utilities.callables import parameter_schema
+
+    module, _, name = flow_of.partition(":")
+    flow = getattr(import_module(f"flows.{module}"), name)
+    fields = parameter_schema(flow).model_dump_for_openapi()["properties"]
+    assert set(fields) == set(signature(flow.fn).parameters)
+    for field, shown in fields.items():
+        assert shown.get("description", "").endswith("."), field
+    assert fields["chunk_size"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 8192}
+    assert fields["runner"]["anyOf"][0]["enum"] == ["thread", "dask"]
+
+
+WRONG = [
+    ({"batch_size": 0}, "greater than or equal to 1"),
+    ({"chunk_size": 9000}, "less than or equal to 8192"),
+    ({"max_failures": 7}, "less than or equal to 1"),
+    ({"dtype": "int8"}, "'float32' or 'float16'"),
+    ({"runner": "ray"}, "'thread' or 'dask'"),
+    ({"roots": "/photos"}, "valid list"),
+    ({"globs": [""]}, "at least 1 character"),
+    ({"since": "yesterday"}, "'yesterday' is no date: write 2026-11-22"),
+    ({"nonsense": 1}, "nonsense"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), WRONG)
+def test_a_wrong_value_is_refused_in_words(wrong: dict[str, Any], said: str) -> None:
+    from prefect.exceptions import ParameterTypeError, SignatureMismatchError
+
+    from flows.backfill import backfill_images
+
+    with pytest.raises((ParameterTypeError, SignatureMismatchError), match=re.escape(said)):
+        backfill_images.validate_parameters(wrong)
+
+
+def test_a_deployment_refuses_what_its_form_does_not_allow_and_names_its_runs(
+    tree: str, tmp_path: Path, use_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.flow_engine import run_flow
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.index import index_images
+
+    seen = Api(use_server)
+    with seen.client() as client:
+        deployment = client.create_deployment(
+            client.create_flow(index_images),
+            "nightly",
+            parameter_openapi_schema=parameter_schema(index_images).model_dump_for_openapi(),
+            enforce_parameter_schema=True,
+            tags=["photos"],
+        )
+        for wrong in ({"batch_size": 0}, {"runner": "ray"}, {"roots": "/photos"}):
+            with pytest.raises(PrefectHTTPStatusError) as refused:
+                client.create_flow_run_from_deployment(deployment, parameters=wrong)
+            assert refused.value.response.status_code == 409
+        values = {"roots": [tree], "home": str(tmp_path / "home")}
+        created = client.create_flow_run_from_deployment(
+            deployment, parameters={**values, "model": "resnet18", "weights": "random:0"}
+        )
+    with temporary_settings({PREFECT_API_URL: use_server}):
+        run_flow(index_images, flow_run=created)
+    with seen.client() as client:
+        run = client.read_flow_run(created.id)
+    assert run.name == "nightly pictures resnet18"
+    assert run.state.name == "Completed"
+    assert set(run.tags) == {
+        "photos",
+        "lookalike",
+        "index",
+        f"root:{tree}",
+        "space:resnet18-avgpool",
+    }
+    assert rows(str(tmp_path / "home"), Run.flow_run) == [(str(run.id),)]
+
+
+def test_runs_of_a_schedule_are_told_apart_by_their_dates(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.client.schemas import FlowRun
+    from prefect.context import FlowRunContext
+
+    from flows.labels import run_name
+
+    def named(kind: str, auto_scheduled: bool = False, **asked: Any) -> str:
+        due = datetime(2026, 11, 22, 1, 0, tzinfo=UTC)
+        run = FlowRun(flow_id=uuid4(), auto_scheduled=auto_scheduled, expected_start_time=due)
+        with FlowRunContext.model_construct(flow_run=run, parameters=asked):
+            return run_name(kind)
+
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        assert named("index", True) == "index 2026-11-22 02:00"
+        assert named("maintenance", True, roots=None) == "maintenance 2026-11-22 02:00"
+        roots = ["/mnt/photos/", "/", "c.tsv", "/d", "/e"]
+        assert named("index", roots=roots, model="vgg16", layer="fc7") == (
+            "index photos / c.tsv ... vgg16-fc7"
+        )
+        assert named("backfill", space="new", model="vgg16") == "backfill new"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_killed_run_leaves_no_server(
