@@ -22,6 +22,7 @@ COMMANDS = {
         "Extract what known images lack, without walking the roots.",
     ),
     "search": ("flows.commands.search:command", "Find the images that look like the given ones."),
+    "serve": ("flows.commands.serve:command", "Answer searches over HTTP."),
     "status": ("flows.commands.status:command", "Show settings, roots, spaces and pending work."),
     "failures": (
         "flows.commands.failures:command",
