@@ -31,6 +31,10 @@ COMMANDS = {
     "retry": ("flows.commands.failures:retry_command", "Try failed images again on the next run."),
     "check": ("flows.commands.upkeep:check_command", "Verify catalog, vectors and indexes."),
     "compact": ("flows.commands.upkeep:compact_command", "Free the disk that dead vectors take."),
+    "maintain": (
+        "flows.commands.maintain:command",
+        "Verify the store, read files again, and tidy up.",
+    ),
     "forget": ("flows.commands.upkeep:forget_command", "Remove images from the index for good."),
     "roots": ("flows.commands.roots:command", "List, move or remove the indexed roots."),
     "spaces": ("flows.commands.spaces:command", "List, choose or drop the spaces of vectors."),

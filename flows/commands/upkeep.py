@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import click
 
 from flows.commands.base import Command, absolute, json_option, leased, opened
-from flows.commands.show import count, printable, size, write_json
+from flows.commands.show import count, printable, write_json
 
 NOT_MENDED = 5
 """Exit code of a check that found trouble which is still there."""
@@ -69,6 +69,9 @@ def compact_command(ctx: click.Context, space: str | None, force: bool) -> None:
 
     Replaced files stay for a day, for readers that have them open, and go with a later compact.
     """
+    from dataclasses import asdict
+
+    from flows.upkeep_report import compacted_line
     from storage.cleanup import delete_old_files
     from storage.compact import compact
     from storage.publish import publish, publish_due
@@ -81,11 +84,7 @@ def compact_command(ctx: click.Context, space: str | None, force: bool) -> None:
         for each in spaces:
             result = compact(catalog, lease, each, force=force)
             replaced |= bool(result.rows_dropped) or result.parts_after != result.parts_before
-            click.echo(
-                f"space {each.name}: {count(result.rows_dropped, 'dead vector')} dropped, "
-                f"parts {result.parts_before} -> {result.parts_after}, "
-                f"{size(result.bytes_before)} -> {size(result.bytes_after)}"
-            )
+            click.echo(compacted_line(each.name, **asdict(result)))
             if publish_due(catalog, each) is not None:
                 replaced |= snapshot(catalog, each).generation is not None
                 publish(catalog, lease, each)
