@@ -14,12 +14,12 @@ from flows.commands.running import ENGINE, RECIPE, TELLING, carry_out, options
     cls=Command,
     short_help="Extract what known images lack, without walking the roots.",
     examples="""\
-    lookalike backfill --model vgg16 --layer fc7      a new space; the current one goes on serving,
-    lookalike spaces use vgg16-fc7                    until it is to be searched instead
-    lookalike backfill --failed                       try again what has failed
-    lookalike backfill ~/Pictures/2019                a year's folder
+    lookalike backfill --model vgg16 --layer fc7   a new space; the current one goes on serving,
+    lookalike spaces use vgg16-fc7                 until it is to be searched instead
+    lookalike backfill --failed                    try again what has failed
+    lookalike backfill ~/Pictures/2019             a year's folder
     lookalike backfill --space all --glob '*.png' --since 2026-11-01
-    lookalike backfill --model vgg16 --plan           how much there is to do
+    lookalike backfill --model vgg16 --plan        how much there is to do
     """,
 )
 @click.argument("roots", nargs=-1, metavar="[ROOT]...")
