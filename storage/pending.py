@@ -182,20 +182,27 @@ def known_digest(catalog: Catalog, space: SpaceInfo, digest: bytes) -> str:
 
 
 def _counted_in_pages(catalog: Catalog, space: SpaceInfo, scope: Scope) -> Pending:
-    globs, query = Globs(scope.globs), pending(space, scope)
-    to_read = to_extract = known = size = last = 0
-    facts = (File.path, File.seen_size_bytes)
-    for rows in pages(catalog, query.where(~settled()).add_columns(File.id, *facts), File.id):
-        sizes = [size_bytes for _, path, size_bytes in rows if globs.match(path)]
-        to_read, size = to_read + len(sizes), size + sum(sizes)
-    # Copies lie side by side in this order, so that one image is remembered and not all.
-    by_image = query.where(settled()).add_columns(File.image_id, File.id, *facts)
-    for rows in pages(catalog, by_image, File.image_id, File.id):
-        for image_id, _, path, size_bytes in rows:
+    globs, met = Globs(scope.globs), bytearray()  # a bit for each image: copies lie far apart
+    to_read = to_extract = total = size = 0
+    image = case((settled(), File.image_id))
+    query = pending(space, scope).add_columns(File.id, File.path, File.seen_size_bytes, image)
+    for rows in pages(catalog, query, File.id):
+        for _, path, size_bytes, image_id in rows:
             if globs.match(path):
-                to_extract += image_id != last
-                last, known, size = image_id, known + 1, size + size_bytes
-    return Pending(to_read, to_extract, to_read + known, size)
+                total, size = total + 1, size + size_bytes
+                to_read += image_id is None
+                to_extract += image_id is not None and _is_new(met, image_id)
+    return Pending(to_read, to_extract, total, size)
+
+
+def _is_new(met: bytearray, number: int) -> bool:
+    """Say whether a number is met for the first time, and remember it."""
+    place, bit = number >> 3, 1 << (number & 7)
+    if place >= len(met):
+        met.extend(bytes(place + 1 - len(met) + len(met) // 2))
+    new = not met[place] & bit
+    met[place] |= bit
+    return new
 
 
 def _in_places(places: tuple[tuple[int, bytes], ...]) -> ColumnElement[bool]:
