@@ -2,7 +2,7 @@
 
 Times are seconds since 1970 by the database's own clock (``storage.catalog.now``), signatures are
 nanoseconds and bytes as ``stat`` gives them, paths are bytes with a text beside them for display.
-What is pending is a query over these tables (``storage.chunks``), never a column.
+What is pending is a query over these tables (``storage.pending``), never a column.
 """
 
 from typing import Any, ClassVar

@@ -22,21 +22,12 @@ from storage.pending import Pending, Scope, known_digest, pending_counts
 from storage.roots import RootInfo, add_root
 from storage.runs import Lease, start_run
 from storage.scan import FileStat, Signature
-from storage.spaces import SpaceInfo, ensure_space
+from storage.spaces import SpaceInfo
 from storage.tables import Claim, Failure, File, Image, Root, Run, Vector
+from tests.storage.copies import other_space
 from tests.storage.job import Job, put
 
 SIGS = [Signature(i, i, i, i) for i in range(1, 4)]
-
-
-def other_space(catalog: Catalog) -> SpaceInfo:
-    return ensure_space(
-        catalog,
-        name="other",
-        spec={"dim": 8, "dtype": "float32", "decode_version": 2, "architecture": "other"},
-        request={},
-        key="other",
-    )
 
 
 def enter(catalog: Catalog, folder: Path, n: int, start: int = 0) -> RootInfo:
