@@ -39,6 +39,10 @@ COMMANDS = {
     "roots": ("flows.commands.roots:command", "List, move or remove the indexed roots."),
     "spaces": ("flows.commands.spaces:command", "List, choose or drop the spaces of vectors."),
     "models": ("flows.commands.models:command", "List the networks that can make vectors."),
+    "nightly": (
+        "flows.commands.nightly:command",
+        "Index every night, from one process that stays.",
+    ),
     "up": ("flows.commands.server:up_command", "Start Prefect's local server in the background."),
     "down": ("flows.commands.server:down_command", "Stop the server that `up` started."),
 }
