@@ -92,7 +92,8 @@ def _inspect(
         if part.row_start < end or part.row_end > view.next_row:
             yield Finding("error", f"space {space.name}: rows of part {part.name} overlap"), None
         end = part.row_end
-    yield from _row_findings(catalog, space, np.concatenate(held) if held else np.empty(0, int))
+    rows = np.concatenate(held) if held else np.empty(0, int)
+    yield from _row_findings(catalog, space, rows, below=view.next_row)
     if view.generation is not None:
         folder = catalog.home.index_dir(space.fingerprint)
         for problem in _index_problems(folder, view.generation, space.dim, deep=deep):
@@ -109,10 +110,14 @@ def _inspect(
 
 
 def _row_findings(
-    catalog: Catalog, space: SpaceInfo, held: "np.ndarray[tuple[int], np.dtype[np.int64]]"
+    catalog: Catalog,
+    space: SpaceInfo,
+    held: "np.ndarray[tuple[int], np.dtype[np.int64]]",
+    *,
+    below: int,
 ) -> Iterator[tuple[Finding, _Bad | None]]:
     with catalog.read() as conn:
-        entered = entered_rows(conn, space.id)
+        entered = entered_rows(conn, space.id, below=below)  # a run may have committed since
     lost = np.setdiff1d(entered, held, assume_unique=True)
     if len(lost):
         what = f"space {space.name}: {len(lost):,} rows of the catalog lie in no readable part"

@@ -13,7 +13,7 @@ from storage.reading import generation_paths, open_store
 from storage.runs import Lease, check_lease
 from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
-from storage.tables import Generation, Part, Run
+from storage.tables import Generation, Part, Run, Space
 
 KEEP_S = 24 * 3600.0
 """How long a replaced file stays for its readers, and an orphan for whoever may still commit it."""
@@ -29,8 +29,8 @@ def delete_old_files(catalog: Catalog, lease: Lease, *, keep_s: float = KEEP_S) 
     deleted = 0
     for space in list_spaces(catalog):
         deleted += _delete_replaced(catalog, lease, space, keep_s)
-        deleted += _delete_orphans(catalog, space, keep_s)
-    return deleted
+        deleted += _delete_orphans(orphans(catalog, space), keep_s)
+    return deleted + _delete_dropped(catalog, keep_s)
 
 
 def _delete_replaced(catalog: Catalog, lease: Lease, space: SpaceInfo, keep_s: float) -> int:
@@ -71,29 +71,61 @@ def orphans(catalog: Catalog, space: SpaceInfo) -> list[str]:
     looked at before the catalog: of every file that is seen, the run was recorded before then.
     """
     home = catalog.home
-    folders = (home.parts_dir(space.fingerprint), home.index_dir(space.fingerprint))
-    seen = [(folder, name) for folder in folders for name in _names(folder)]
+    seen = _files_in(home.parts_dir(space.fingerprint), home.index_dir(space.fingerprint))
     with catalog.read() as conn:
         known = set(conn.execute(select(Part.name).where(Part.space_id == space.id)).scalars())
         known |= set(
             conn.execute(select(Generation.name).where(Generation.space_id == space.id)).scalars()
         )
-        running = set(conn.execute(select(Run.id).where(Run.state == "running")).scalars())
-    found = []
-    for folder, name in seen:
-        run = _OWN_FILE.match(name)
-        if name.split(".")[0] not in known and not (run and run["run"] in running):
-            found.append(os.path.join(folder, name))
-    return found
+        unnamed = [path for path in seen if os.path.basename(path).split(".")[0] not in known]
+        return _of_ended_runs(conn, unnamed)
+
+
+def _delete_dropped(catalog: Catalog, keep_s: float) -> int:
+    """Delete what is left of spaces that were dropped: a kill came, or a run wrote a last part.
+
+    The folders are looked at before the catalog here too: a space is recorded before its first file
+    is written.
+    """
+    home = catalog.home
+    seen = [os.path.join(home.spaces_dir, name) for name in _names(home.spaces_dir)]
+    with catalog.read() as conn:
+        known = {home.space_dir(name) for name in conn.execute(select(Space.fingerprint)).scalars()}
+    deleted = 0
+    for folder in seen:
+        if folder in known:
+            continue
+        inside = [os.path.join(folder, name) for name in _names(folder)]
+        folders = [*(path for path in inside if os.path.isdir(path)), folder]
+        with catalog.read() as conn:
+            left = _of_ended_runs(conn, _files_in(*folders))
+        deleted += _delete_orphans(left, keep_s)
+        for each in folders:
+            with suppress(OSError):  # not empty: too young yet
+                os.rmdir(each)
+    return deleted
+
+
+def _of_ended_runs(conn: Connection, paths: list[str]) -> list[str]:
+    running = set(conn.execute(select(Run.id).where(Run.state == "running")).scalars())
+    runs = [_OWN_FILE.match(os.path.basename(path)) for path in paths]
+    return [
+        path for path, run in zip(paths, runs, strict=True) if not run or run["run"] not in running
+    ]
+
+
+def _files_in(*folders: str) -> list[str]:
+    paths = [os.path.join(folder, name) for folder in folders for name in _names(folder)]
+    return [path for path in paths if not os.path.isdir(path)]
 
 
 def _names(folder: str) -> list[str]:
     return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
-def _delete_orphans(catalog: Catalog, space: SpaceInfo, keep_s: float) -> int:
+def _delete_orphans(paths: list[str], keep_s: float) -> int:
     deleted = 0
-    for path in orphans(catalog, space):
+    for path in paths:
         with suppress(FileNotFoundError):
             if os.lstat(path).st_mtime <= time.time() - keep_s:
                 _unlink(path)

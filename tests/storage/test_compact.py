@@ -14,6 +14,7 @@ from storage.publish import publish, publish_due
 from storage.reading import Rows, open_store, snapshot
 from storage.runs import claim, finish_run, start_run
 from storage.tables import Failure, File, Image, Part, Vector
+from storage.vectors import VectorStore
 from tests.storage.filled import Filled, clustered, local_catalog
 
 D = 16
@@ -263,6 +264,28 @@ def test_orphans_go_when_their_run_has_ended_and_they_are_old(filled, lease):
     assert delete_old_files(filled.catalog, lease) == 2
     assert orphans(filled.catalog, filled.space) == []
     assert len(vectors(filled)) == 4
+
+
+def test_what_a_dropped_space_left_goes_after_a_day_too(filled, lease):
+    filled.add(clustered(4, D))
+    home, kept = filled.catalog.home, filled.store.folder
+    ended = start_run(filled.catalog, "index")
+    finish_run(filled.catalog, ended, "failed")
+    left = home.parts_dir("f" * 64)  # no row of the catalog knows this space any more
+    for run in (ended, lease):  # one died before it deleted, one writes still
+        VectorStore(home.space_dir("f" * 64), D, "float32").append(
+            run.run_id, clustered(4, D), [bytes([n] * 32) for n in range(4)]
+        )
+    assert delete_old_files(filled.catalog, lease) == 0  # not a day old
+    for name in os.listdir(left):
+        os.utime(os.path.join(left, name), (0, 0))
+    assert delete_old_files(filled.catalog, lease) == 2
+    assert {name.startswith(lease.run_id) for name in os.listdir(left)} == {True}
+    finish_run(filled.catalog, lease, "done")
+    other = start_run(filled.catalog, "index")
+    assert delete_old_files(filled.catalog, other) == 2
+    assert not os.path.exists(home.space_dir("f" * 64))
+    assert len(os.listdir(kept)) == 2
 
 
 def test_another_holder_and_a_lost_lease_are_refused(filled, lease):
