@@ -1,10 +1,8 @@
 """SIGKILL at random moments of an indexing run; the next run must make it whole."""
 
 import json
-import multiprocessing
 import os
 import random
-import sys
 import time
 
 import numpy as np
@@ -20,19 +18,12 @@ from storage.home import Home
 from storage.reading import Rows, open_store, snapshot
 from storage.spaces import get_space
 from storage.tables import File, Image, Part, Run, Vector
+from tests.reliability.children import children, command
 
 KILLS = int(os.environ.get("LOOKALIKE_KILLS", "30"))
 SEED = 20261122
 CHUNK = 4
 FAMILIES = 5
-
-# Children are forked from a process that has imported everything and run nothing: a kill then
-# comes while something happens, and not while torch is imported.
-children = multiprocessing.get_context("forkserver")
-children.set_forkserver_preload(
-    ["torch", "torchvision", "faiss", "flows.cli", "flows.run", "flows.settings", "search.query",
-     "extractor.engine", "extractor.graph", "extractor.extract", "storage.publish", "storage.index"]
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +33,11 @@ def pictures(tmp_path_factory):
     return str(folder)
 
 
-def command(home, pictures, out):
-    """Run ``lookalike index`` in this process; its report goes to a file."""
-    from flows.cli import main
-
-    with open(out, "w") as file:
-        os.dup2(file.fileno(), 1)
-    sys.argv = [
-        "lookalike", "--home", home, "index", pictures, "--no-prefect", "--model", "squeezenet1_1",
-        "--weights", "random:0", "--chunk-size", str(CHUNK), "--batch-size", "2", "--json",
-    ]  # fmt: skip
-    main()
-
-
 def start(home, pictures):
-    child = children.Process(target=command, args=(home, pictures, f"{home}.json"))
+    words = ["--home", home, "index", pictures, "--no-prefect", "--json"]
+    words += ["--model", "squeezenet1_1", "--weights", "random:0"]
+    words += ["--chunk-size", str(CHUNK), "--batch-size", "2"]
+    child = children.Process(target=command, args=(words, f"{home}.json"))
     child.start()
     return child
 
