@@ -159,6 +159,8 @@ def _elsewhere(spec: dict[str, Any]) -> bool:
 def _check_scheduler(address: str) -> None:
     """Refuse a scheduler that does not answer."""
     parts = urlparse(address)
+    if parts.scheme not in ("tcp", "tls"):
+        return
     try:
         port = parts.port or 8786
         with socket.create_connection((parts.hostname or "", port), timeout=ANSWER_S):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flows.job import Job
 
 POLL_S = 0.5
-LAND_S = 60.0
+LAND_S = 30.0
 """How long a stop waits for workers in other processes, which end early by themselves."""
 
 
