@@ -19,7 +19,7 @@ from prefect import Task
 from prefect.exceptions import PrefectException
 from prefect.task_runners import TaskRunner
 
-from flows.errors import FlowError, WorkerLost
+from flows.errors import ClusterLost, FlowError, WorkerLost
 from flows.prefect_settings import TAMED
 
 AHEAD = 2
@@ -51,7 +51,13 @@ class Crew:
                 raise FlowError(f"the Dask cluster can't be had: {_first_line(error)}") from error
 
     def slots(self) -> int:
-        """Return how many chunks are begun at once, by the workers that there are now."""
+        """Return how many chunks are begun at once, by the workers that there are now.
+
+        Raises
+        ------
+        ClusterLost
+            The scheduler does not answer any more.
+        """
         return max(LEAST, AHEAD * self._count())
 
     def neighbours(self) -> int:
@@ -61,13 +67,13 @@ class Crew:
         return self._count() if isinstance(self._client.cluster, LocalCluster) else 0
 
     def begin(self, step: Task[..., Any], parameters: dict[str, Any]) -> "Begun":
-        """Begin a task on one of the workers."""
-        with _losses():
+        """Begin a task on one of the workers.  Raises ``ClusterLost`` as `slots` does."""
+        with _reached():
             return Begun(self._runner.submit(step, parameters))
 
     def _count(self) -> int:
         if time.monotonic() - self._counted_at >= COUNT_EVERY_S:
-            with _losses():
+            with _reached():
                 self._workers = len(self._client.nthreads())
             self._counted_at = time.monotonic()
         return self._workers
@@ -120,6 +126,19 @@ def _losses() -> Iterator[None]:
         raise FlowError(
             "a worker can't reach Prefect's API: set PREFECT_API_URL to an address that all hosts"
             " of the cluster reach"
+        ) from error
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Tell in one line that the scheduler is gone."""
+    try:
+        with _losses():
+            yield
+    except (WorkerLost, OSError) as error:
+        raise ClusterLost(
+            f"the Dask cluster is lost ({_first_line(error.__cause__ or error)}): what was"
+            " committed is kept, run the command again"
         ) from error
 
 

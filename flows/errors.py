@@ -4,7 +4,8 @@
 
     FlowError            2  what was asked for can't be done as asked
     ├── SettingsError    2  a setting has a wrong value, or an unknown name
-    └── WorkerLost       5  the worker that had a step is gone, or the whole cluster is
+    ├── WorkerLost       5  the worker that had a step is gone
+    └── ClusterLost      5  the cluster is gone, or takes no steps
     Stopped            130  a step was left because the run is to stop; no trouble
 """
 
@@ -20,7 +21,13 @@ class SettingsError(FlowError):
 
 
 class WorkerLost(FlowError):
-    """The worker that had a step is gone and nobody else has the step, or the cluster is gone."""
+    """The worker that had a step is gone, and nobody else has the step."""
+
+    exit_code = 5
+
+
+class ClusterLost(FlowError):
+    """The cluster is gone, or takes no steps; what was committed is kept."""
 
     exit_code = 5
 

@@ -32,6 +32,7 @@ from tests.flows.contents import age, assert_same, contents
 from tests.flows.terminal import CHECKOUT
 
 psutil = pytest.importorskip("psutil")
+LocalCluster = pytest.importorskip("distributed").LocalCluster
 pytest.importorskip("prefect_dask")
 pytestmark = [
     pytest.mark.prefect,
@@ -70,9 +71,9 @@ def asked(home: Path, root: str, **changes: Any) -> IndexOptions:
     return replace(IndexOptions(home=str(home), roots=(root,), choice=TINY), **changes)
 
 
-def on_dask(options: IndexOptions, progress: Progress | None = None) -> Report:
+def through_prefect(options: IndexOptions, progress: Progress | None = None) -> Report:
     try:
-        return run_with_prefect(replace(options, runner="dask", cluster="2"), progress or Quiet())
+        return run_with_prefect(options, progress or Quiet())
     finally:
         clear_bench(options.home, options.catalog_url)
 
@@ -123,7 +124,8 @@ def test_a_run_on_several_processes_is_the_plain_run(
 ) -> None:
     plain = plainly(asked(tmp_path / "plain", tree))
     progress = Quiet()
-    report = on_dask(asked(tmp_path / "home", tree, chunk_size=6), progress)
+    split = asked(tmp_path / "home", tree, chunk_size=6, runner="dask", cluster="2")
+    report = through_prefect(split, progress)
     assert_same(contents(str(tmp_path / "plain")), contents(str(tmp_path / "home")))
     for name in ("scanned", "new", "extracted", "copied", "failed", "failures", "space"):
         assert getattr(report, name) == getattr(plain, name), name
@@ -134,6 +136,16 @@ def test_a_run_on_several_processes_is_the_plain_run(
     assert_nothing_twice(str(tmp_path / "home"))
     assert workers() == []
     assert capfd.readouterr().err == ""
+
+
+def test_two_devices_of_one_process_come_to_the_same_through_prefect(
+    tree: str, tmp_path: Path
+) -> None:
+    plain = plainly(asked(tmp_path / "plain", tree))
+    report = through_prefect(asked(tmp_path / "home", tree, chunk_size=6, device="cpu,cpu"))
+    assert_same(contents(str(tmp_path / "plain")), contents(str(tmp_path / "home")))
+    assert (report.extracted, report.failures) == (plain.extracted, plain.failures)
+    assert_nothing_twice(str(tmp_path / "home"))
 
 
 def test_a_worker_that_is_killed_costs_no_more_than_its_chunk(
@@ -147,11 +159,20 @@ def test_a_worker_that_is_killed_costs_no_more_than_its_chunk(
         killed.append(victim.pid)
         victim.kill()
 
-    on_dask(asked(tmp_path / "home", tree, chunk_size=3), Quiet(kill))
-    assert len(killed) == 1
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        memory_limit=0,
+        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        silence_logs=60,
+    ) as cluster:
+        address = cluster.scheduler_address
+        options = asked(tmp_path / "home", tree, chunk_size=3, runner="dask", cluster=address)
+        through_prefect(options, Quiet(kill))
+        assert len(killed) == 1
+        assert workers()  # they are not the run's to end
     assert_same(contents(str(tmp_path / "plain")), contents(str(tmp_path / "home")))
     assert_nothing_twice(str(tmp_path / "home"))
-    assert workers() == []
     assert "Traceback" not in capfd.readouterr().err
 
 

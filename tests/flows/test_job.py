@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from sqlalchemy import func, select, update
 
 from extractor.errors import DeviceError
 from flows.claiming import ChunkSize
-from flows.errors import Stopped
+from flows.errors import Stopped, WorkerLost
 from flows.extraction import extract_step
 from flows.job import IndexOptions, run_index
 from flows.orders import ChunkOrder, Place, PublishOrder, ScanOrder
@@ -778,3 +779,37 @@ def test_a_back_fill_publishes_at_its_end_what_is_not_due(options, tree):
     assert report.index["n"] == 3 * len(VARIATIONS) + 2
     assert go(options, **asked).index is None  # nothing was extracted
     assert count(options, Run, Run.kind == "backfill", Run.flow_run == "of-prefect") == 2
+
+
+class Losing(PlainSteps):
+    """Steps whose workers are lost with some of the chunks, as often as is said."""
+
+    def __init__(self, files, times):
+        super().__init__()
+        self.files, self.times, self.lost = files, times, 0
+
+    def extract(self, order):
+        ids = {work.file_id for work in order.chunk.work}
+        if not self.files & ids or self.lost == self.times:
+            return super().extract(order)
+        self.lost += 1
+        handle = Future()
+        handle.set_exception(WorkerLost("its worker was lost"))
+        return handle
+
+
+@pytest.mark.parametrize(("times", "left"), [(1, 0), (99, 4)])
+def test_a_chunk_that_is_lost_with_its_worker_is_tried_again_twice(options, times, left):
+    n = 2 * len(VARIATIONS)
+    asked = replace(options, chunk_size=4)
+    try:
+        with Losing({5, 6, 7, 8}, times) as steps:
+            report = run_index(asked, steps=steps, progress=Progress("silent"))
+    finally:
+        clear_bench(options.home, options.catalog_url)
+    assert (report.extracted, report.exit_code()) == (n - left, 0)
+    assert len(report.warnings) == steps.lost == (3 if left else 1)
+    assert report.warnings[0] == ("chunk 2, 4 files: its worker was lost; they are tried again")
+    assert report.warnings[-1].endswith("the next run tries them again") is bool(left)
+    assert count(options, Claim) == 0
+    assert go(options).extracted == left
