@@ -21,6 +21,7 @@ from prefect.task_runners import TaskRunner
 
 from flows.errors import ClusterLost, FlowError, WorkerLost
 from flows.prefect_settings import TAMED
+from flows.server_process import Say, nobody
 
 AHEAD = 2
 """Chunks for each worker: one that it works on, and one that it finds when that has ended."""
@@ -40,7 +41,7 @@ class Crew:
         The cluster can't be started, or its scheduler does not answer.
     """
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, runner: Any, say: Say = nobody) -> None:
         self._runner = runner
         self._counted_at = -COUNT_EVERY_S
         self._workers = 0
@@ -49,6 +50,8 @@ class Crew:
                 self._client: Any = runner.client
             except Exception as error:
                 raise FlowError(f"the Dask cluster can't be had: {_first_line(error)}") from error
+        if not self._count():
+            say("the cluster has no workers yet: the run waits for the first")
 
     def slots(self) -> int:
         """Return how many chunks are begun at once, by the workers that there are now.
@@ -103,9 +106,9 @@ class Begun:
             self._future.wrapped_future.release()
 
 
-def crew_of(runner: TaskRunner[Any]) -> Crew | None:
+def crew_of(runner: TaskRunner[Any], say: Say = nobody) -> Crew | None:
     """Return the workers behind a task runner, started if need be; None for threads."""
-    return Crew(runner) if hasattr(runner, "cluster_kwargs") else None
+    return Crew(runner, say) if hasattr(runner, "cluster_kwargs") else None
 
 
 @contextmanager
@@ -166,7 +169,8 @@ def is_tame() -> bool:
 def _quietly(runner: TaskRunner[Any]) -> Iterator[None]:
     """Keep a traceback of Prefect's back, and all that Dask says: our own lines tell it."""
     if is_tame():
-        logging.getLogger("distributed").setLevel(NEVER)
+        for name in ("distributed", "distributed.client", "distributed.gc"):
+            logging.getLogger(name).setLevel(NEVER)
     before, runner.logger.disabled = runner.logger.disabled, True
     try:
         yield

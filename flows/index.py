@@ -27,7 +27,7 @@ from storage.catalog import Catalog
 def carry_out(options: IndexOptions, progress: Progress, flow_run: str | None) -> Report:
     """Run the job with its steps as tasks."""
     options = replace(options, flow_run=flow_run)
-    with steps_of(options) as steps:
+    with steps_of(options, progress.note) as steps:
         return run_index(options, steps=steps, progress=progress)
 
 

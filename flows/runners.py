@@ -18,6 +18,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.crew import NEVER, is_tame
 from flows.engines import cores
 from flows.errors import FlowError, SettingsError
+from flows.server_process import Say, nobody
 from flows.steps import MOST_SLOTS
 from flows.tasks import PrefectSteps
 
@@ -34,8 +35,8 @@ KEYS = ("address", "cluster_class", "cluster_kwargs", "adapt_kwargs", "client_kw
 
 
 @contextmanager
-def steps_of(options: "IndexOptions") -> Iterator[PrefectSteps]:
-    """Yield the steps of a run inside a flow.
+def steps_of(options: "IndexOptions", say: Say = nobody) -> Iterator[PrefectSteps]:
+    """Yield the steps of a run inside a flow; ``say`` is told what they have to wait for.
 
     Raises
     ------
@@ -46,9 +47,9 @@ def steps_of(options: "IndexOptions") -> Iterator[PrefectSteps]:
     own = context.task_runner if context else None
     if own is None or (options.runner == "dask" and isinstance(own, ThreadPoolTaskRunner)):
         with task_runner(options) as runner:
-            yield PrefectSteps(runner)
+            yield PrefectSteps(runner, say)
     else:
-        yield PrefectSteps(own)
+        yield PrefectSteps(own, say)
 
 
 def task_runner(options: "IndexOptions") -> TaskRunner[Any]:

@@ -19,6 +19,7 @@ from flows.extraction import extract_step
 from flows.orders import ChunkOrder, PublishOrder, ScanOrder
 from flows.parameters import safe
 from flows.patience import passing
+from flows.server_process import Say, nobody
 from flows.steps import Handle, ThreadSlots
 from flows.worker import publish_step, scan_step
 
@@ -77,6 +78,8 @@ class PrefectSteps:
     ----------
     runner
         What carries the tasks out, already started; None for the flow's own.
+    say
+        Told where a cluster has no workers yet.
 
     Raises
     ------
@@ -84,9 +87,9 @@ class PrefectSteps:
         Its cluster can't be started or reached.
     """
 
-    def __init__(self, runner: TaskRunner[Any] | None = None) -> None:
+    def __init__(self, runner: TaskRunner[Any] | None = None, say: Say = nobody) -> None:
         self._runner = runner or _flows_own()
-        self._crew: Crew | None = crew_of(self._runner)
+        self._crew: Crew | None = crew_of(self._runner, say)
         self._threads = ThreadSlots()
 
     @property

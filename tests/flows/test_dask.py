@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from flows.errors import ClusterLost
 from flows.job import IndexOptions, run_index
 from flows.prefect_run import run_with_prefect
 from flows.prefect_settings import TAMED
@@ -100,6 +101,17 @@ class Quiet(Progress):
             act()
 
 
+def cluster_of_two() -> Any:
+    """Return a cluster that is not the run's own."""
+    return LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        memory_limit=0,
+        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        silence_logs=60,
+    )
+
+
 def workers() -> list[Any]:
     """Return the worker processes of this process."""
     children = psutil.Process().children(recursive=True)
@@ -159,13 +171,7 @@ def test_a_worker_that_is_killed_costs_no_more_than_its_chunk(
         killed.append(victim.pid)
         victim.kill()
 
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        memory_limit=0,
-        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-        silence_logs=60,
-    ) as cluster:
+    with cluster_of_two() as cluster:
         address = cluster.scheduler_address
         options = asked(tmp_path / "home", tree, chunk_size=3, runner="dask", cluster=address)
         through_prefect(options, Quiet(kill))
@@ -174,6 +180,21 @@ def test_a_worker_that_is_killed_costs_no_more_than_its_chunk(
     assert_same(contents(str(tmp_path / "plain")), contents(str(tmp_path / "home")))
     assert_nothing_twice(str(tmp_path / "home"))
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_run_whose_cluster_is_gone_ends_in_one_line(
+    tree: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with cluster_of_two() as cluster:
+        address = cluster.scheduler_address
+        options = asked(tmp_path / "home", tree, chunk_size=3, runner="dask", cluster=address)
+        with pytest.raises(ClusterLost, match="the Dask cluster is lost") as caught:
+            through_prefect(options, Quiet(cluster.close))
+    assert (caught.value.exit_code, str(caught.value).count("\n")) == (5, 0)
+    assert "Traceback" not in capfd.readouterr().err
+    assert_nothing_twice(str(tmp_path / "home"))
+    assert 0 < count(str(tmp_path / "home"), func.count(Vector.image_id)) < 27
+    assert count(str(tmp_path / "home"), func.count(), Run.state == "failed") == 1
 
 
 @pytest.fixture(scope="module")
