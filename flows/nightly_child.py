@@ -36,6 +36,8 @@ GRACE_S = 100.0
 """Prefect gives each run in progress 30 s, one after the other; there are three at most."""
 LEFT_S = 20.0
 """Time for a run that Prefect could not ask to stop, because its API was gone."""
+SETTLE_S = 0.2
+"""A process closes its pipes a moment before it is gone."""
 TAG = "lookalike"
 
 
@@ -100,8 +102,9 @@ async def serve(night: Night, closed: asyncio.Event) -> None:
             deployment = served.deployment(night, crons.get(served.name))
             await _refuse_others(client, deployment, night.home)
             names[await runner.aadd_deployment(deployment)] = served.name
-        watch = Watch(names, night.timezone)
         _greet(night, names)
+        watch = Watch(names, night.timezone)
+        await watch.bury(client)
         scheduled = {name for name, cron in crons.items() if cron}
         helpers = [
             asyncio.create_task(watch.run(client)),
@@ -159,13 +162,21 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - the log of the service
 
 
-def _follow_parent(loop: asyncio.AbstractEventLoop, closed: asyncio.Event) -> None:
-    """Wait for the end of standard input, ask for the end, and enforce it."""
+def _follow_parent(parent: int, loop: asyncio.AbstractEventLoop, closed: asyncio.Event) -> None:
+    """Wait for the end of standard input, ask for the end, and enforce it.
+
+    Where the parent has died its server dies too: there is no API left to stop runs through.
+    """
     while os.read(sys.stdin.fileno(), 4096):
         pass
-    with suppress(RuntimeError):  # the loop is closed: it is over already
-        loop.call_soon_threadsafe(closed.set)
-    time.sleep(GRACE_S)
+    time.sleep(SETTLE_S)
+    if os.getppid() == parent:
+        with suppress(RuntimeError):  # the loop is closed: it is over already
+            loop.call_soon_threadsafe(closed.set)
+        time.sleep(GRACE_S)
+    else:
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(LEFT_S)
     os.killpg(0, signal.SIGKILL)
 
 
@@ -189,7 +200,7 @@ def _end_what_is_left() -> None:
 
 async def _main(night: Night) -> None:
     closed = asyncio.Event()
-    follow = (asyncio.get_running_loop(), closed)
+    follow = (os.getppid(), asyncio.get_running_loop(), closed)
     threading.Thread(target=_follow_parent, args=follow, daemon=True).start()
     try:
         await serve(night, closed)

@@ -16,11 +16,14 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Crashed
 
 LOOK_S = 2.0
 LATEST = 50
 """Runs that are looked at; more do not change within `LOOK_S`."""
 BEFORE = [StateType.SCHEDULED, StateType.PENDING]
+RUNNING = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+DIED = "its process is gone; the next run goes on from what it has committed"
 SCHEDULED_S = 90.0
 """Time for a server's scheduler, which goes round once a minute."""
 
@@ -59,6 +62,17 @@ class Watch:
             if run.state_type and told.get(run.id) != run.state_type and not (first and over):
                 self._say(f"{self._label(run)} {_what(run)}")
         self._told = {run.id: run.state_type for run in runs if run.state_type}
+
+    async def bury(self, client: PrefectClient) -> None:
+        """Declare crashed what still counts as running: it died with the process that served it.
+
+        To be called before anything is served.  Such a run holds the only slot of its deployment
+        for five minutes, and would be shown as running for ever.
+        """
+        dead = _runs_of(list(self._names), any_=RUNNING)
+        for run in await client.read_flow_runs(flow_run_filter=dead, limit=LATEST):
+            await client.set_flow_run_state(run.id, Crashed(message=DIED))
+            self._say(f"{self._label(run)} crashed: {DIED}")
 
     async def next_runs(self, client: PrefectClient, wanted: set[str]) -> None:
         """Tell when each of the ``wanted`` deployments runs next, as soon as that is known."""
