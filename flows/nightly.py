@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LOCK = "nightly.lock"
 LEVEL = "PREFECT_LOGGING_LEVEL"
+PLACES = ("LOOKALIKE_SETTINGS", "LOOKALIKE_WEIGHTS", "LOOKALIKE_CLUSTER")
+"""What may be the path of a file."""
 WITHOUT = "leave it out of the configuration"
 POLL_S = 0.1
 
@@ -158,5 +160,8 @@ def _environment(settings: "Settings") -> dict[str, str]:
     if environment.get(LEVEL) == TAMED[LEVEL]:
         environment[LEVEL] = "INFO"
         environment.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    for name in PLACES:  # for it moves to a folder of its own
+        if os.path.exists(environment.get(name, "")):
+            environment[name] = os.path.abspath(environment[name])
     environment["PYTHONSAFEPATH"] = "1"  # no folder `flows` where this was started is ours
     return environment

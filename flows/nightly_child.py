@@ -29,6 +29,7 @@ from prefect.schedules import Cron
 from prefect.settings import PREFECT_API_URL
 
 from flows.nightly import Night
+from flows.server import server_folder
 from flows.server_process import REMOTE_ANSWER_S, ServerError, answers
 from flows.watch import Watch
 
@@ -201,6 +202,7 @@ def _end_what_is_left() -> None:
 async def _main(night: Night) -> None:
     closed = asyncio.Event()
     follow = (os.getppid(), asyncio.get_running_loop(), closed)
+    os.chdir(server_folder(night.home))  # Prefect loads flows from where it stands, before all else
     threading.Thread(target=_follow_parent, args=follow, daemon=True).start()
     try:
         await serve(night, closed)

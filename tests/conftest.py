@@ -19,7 +19,17 @@ from tests.postgres import NoServer, Server, running_server
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile("ci")
 
-SLOW = ("test_real_photos", "test_oracles", "test_prefect", "test_dask", "test_kill", "test_readme")
+SLOW = (
+    "test_real_photos",
+    "test_oracles",
+    "test_prefect",
+    "test_dask",
+    "test_kill",
+    "test_nightly",
+    "test_deployments",
+    "test_compose",
+    "test_readme",
+)
 """Files that begin first, so that no process is left alone with one at the end."""
 
 

@@ -24,6 +24,7 @@ from tests.flows.terminal import CHECKOUT, lookalike
 pytestmark = pytest.mark.xdist_group("nightly")
 posix = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 FEW, MANY = 6, 400
+MAIN = "from flows.cli import main; main()"
 
 
 class TestWhen:
@@ -185,6 +186,10 @@ class Nightly:
         return found - {self.process.pid}
 
 
+def _path() -> str:
+    return os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+
+
 def _children(pid: int) -> set[int]:
     found = set()
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -239,11 +244,14 @@ class TestAService:
     @contextmanager
     def serving(self, folder: Path, home: str, *args: str) -> Iterator[Nightly]:
         log = folder / f"{time.monotonic_ns()}.log"
+        stand = folder / "stand"  # where somebody else has flows, too
+        (stand / "flows").mkdir(parents=True, exist_ok=True)
+        (stand / "flows" / "__init__.py").write_text("raise SystemExit('not these')")
         with open(log, "wb") as err:
             process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", "--home", home, "nightly", *args],
-                cwd=CHECKOUT,
-                env=environment(folder / "client"),
+                [sys.executable, "-P", "-c", MAIN, "--home", home, "nightly", *args],
+                cwd=stand,
+                env=environment(folder / "client", PYTHONPATH=_path()),
                 stdout=subprocess.DEVNULL,
                 stderr=err,
                 process_group=0,
