@@ -26,7 +26,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from flows.server import temporary_server
+from flows.server.local import temporary_server
 
 WAYS = {"plain": "--no-prefect", "prefect": "--prefect"}
 COMMAND = ("index", "--model", "shufflenet_v2_x0_5", "--weights", "random:0", "--json")

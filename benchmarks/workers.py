@@ -159,7 +159,7 @@ def _prepare(home: Home, pictures: str, trial: Trial) -> None:
         scan_root(catalog, root, confirm_missing=False, skip=None, lease=lease)
         finish_run(catalog, lease, "done")
         if trial.way == "network":
-            from flows.spaces import SpaceChoice, make_space
+            from flows.job.spaces import SpaceChoice, make_space
 
             make_space(catalog, SpaceChoice(space="space", model=MODEL, weights="random:0"))
         else:
@@ -227,9 +227,9 @@ def _network(home: Home, lease: Lease, space: SpaceInfo) -> Any:
     """Return the real extraction, its model loaded."""
     import torch
 
-    from flows.extraction import extract_step
-    from flows.orders import ChunkOrder, Place
-    from flows.worker import bench_for
+    from flows.job.extraction import extract_step
+    from flows.job.orders import ChunkOrder, Place
+    from flows.job.worker import bench_for
 
     torch.set_num_threads(1)
     place = Place(home.path, home.catalog_url, lease)

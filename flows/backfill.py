@@ -1,7 +1,7 @@
 """The Prefect flow ``backfill_images``: work on what the catalog knows, as somebody asks for it.
 
 A deployment names it ``flows.backfill.backfill_images``.  The command line calls it through
-`flows.prefect_run`.
+`flows.engine.in_process`.
 """
 
 from typing import Any
@@ -9,14 +9,14 @@ from typing import Any
 from prefect import State, flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import form
-from flows.hooks import give_back_leases
+from flows.engine import form
+from flows.engine.hooks import give_back_leases
+from flows.engine.labels import run_name, tags_of
+from flows.engine.story import FlowJob, job_state
 from flows.index import carry_out, tables
-from flows.labels import run_name, tags_of
-from flows.parameters import options_for
-from flows.report import Report
-from flows.steps import MOST_SLOTS
-from flows.story import FlowJob, job_state
+from flows.job.parameters import options_for
+from flows.job.report import Report
+from flows.job.steps import MOST_SLOTS
 
 JOB = FlowJob("backfill", carry_out, tags_of, tables, Report.to_line)
 

@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import click
 
-from flows.job import IndexOptions
-from flows.progress import Progress
-from flows.report import Report
+from flows.job.loop import IndexOptions
+from flows.job.progress import Progress
+from flows.job.report import Report
+from flows.job.spaces import SpaceChoice
 from flows.samples import VARIATIONS, draw_families
-from flows.spaces import SpaceChoice
 
 FAMILIES = 36
 CHANGED = ("family-000/dark.jpg", "family-001/dark.jpg", "family-002/dark.jpg")
@@ -37,7 +37,7 @@ def main(folder: str = "demo") -> int:
     options = IndexOptions(
         home=home, roots=(pictures,), choice=SpaceChoice(model="resnet18", weights=_weights())
     )
-    from flows.server import api
+    from flows.server.local import api
 
     with ExitStack() as stack:
         server = api(home, lambda line: click.echo(line, err=True))  # one server for both runs

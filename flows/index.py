@@ -1,7 +1,7 @@
 """The Prefect flow ``index_images``: a thin coat around the job.
 
 A deployment names it ``flows.index.index_images``; it then takes its settings from the environment.
-The command line calls it through `flows.prefect_run`.
+The command line calls it through `flows.engine.in_process`.
 """
 
 from dataclasses import replace
@@ -10,17 +10,17 @@ from typing import Any
 from prefect import State, flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import form
-from flows.artifacts import Table, failure_table
-from flows.hooks import give_back_leases
-from flows.job import IndexOptions, run_index
-from flows.labels import run_name, tags_of
-from flows.parameters import options_for
-from flows.progress import Progress
-from flows.report import Report
-from flows.runners import steps_of
-from flows.steps import MOST_SLOTS
-from flows.story import FlowJob, job_state
+from flows.engine import form
+from flows.engine.artifacts import Table, failure_table
+from flows.engine.hooks import give_back_leases
+from flows.engine.labels import run_name, tags_of
+from flows.engine.runners import steps_of
+from flows.engine.story import FlowJob, job_state
+from flows.job.loop import IndexOptions, run_index
+from flows.job.parameters import options_for
+from flows.job.progress import Progress
+from flows.job.report import Report
+from flows.job.steps import MOST_SLOTS
 from storage.catalog import Catalog
 
 

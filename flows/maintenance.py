@@ -10,15 +10,15 @@ from typing import Annotated, Any
 
 from prefect import State, flow
 
-from flows import form
-from flows.artifacts import Table
-from flows.hooks import give_back_leases
-from flows.labels import run_name
-from flows.progress import Progress
-from flows.story import FlowJob, job_state
-from flows.upkeep import KIND, run_maintenance
-from flows.upkeep_options import UpkeepOptions, upkeep_options
-from flows.upkeep_report import UpkeepReport
+from flows.engine import form
+from flows.engine.artifacts import Table
+from flows.engine.hooks import give_back_leases
+from flows.engine.labels import run_name
+from flows.engine.story import FlowJob, job_state
+from flows.job.progress import Progress
+from flows.job.upkeep import KIND, run_maintenance
+from flows.job.upkeep_options import UpkeepOptions, upkeep_options
+from flows.job.upkeep_report import UpkeepReport
 from storage.catalog import Catalog
 from storage.spaces import list_spaces
 

@@ -3,15 +3,15 @@
 import os
 
 from flows.errors import NO_ROOT, FlowError
-from flows.job import IndexOptions, run_index
-from flows.plan import plan
-from flows.progress import Progress
-from flows.report import Report
-from flows.scanning import chosen_roots
-from flows.signals import stop_on_signals
-from flows.spaces import find_spaces
-from flows.steps import PlainSteps
-from flows.worker import bench_for, clear_bench
+from flows.job.loop import IndexOptions, run_index
+from flows.job.plan import plan
+from flows.job.progress import Progress
+from flows.job.report import Report
+from flows.job.scanning import chosen_roots
+from flows.job.signals import stop_on_signals
+from flows.job.spaces import find_spaces
+from flows.job.steps import PlainSteps
+from flows.job.worker import bench_for, clear_bench
 from storage.catalog import Catalog
 from storage.home import Home
 from storage.roots import list_roots
@@ -56,7 +56,7 @@ def _run(options: IndexOptions, progress: Progress, prefect: str) -> Report:
         chosen_roots(catalog, options)  # refuses what is no root before a run is recorded
     _say_which_space(catalog, options, progress)
     if _through_prefect(options, progress, prefect):
-        from flows.prefect_run import run_with_prefect
+        from flows.engine.in_process import run_with_prefect
 
         return run_with_prefect(options, progress)
     with PlainSteps() as steps:
@@ -64,7 +64,7 @@ def _run(options: IndexOptions, progress: Progress, prefect: str) -> Report:
 
 
 def _through_prefect(options: IndexOptions, progress: Progress, prefect: str) -> bool:
-    from flows.server import prefect_wanted
+    from flows.server.local import prefect_wanted
 
     wanted = options.runner == "dask" or prefect_wanted(options.home, prefect, progress.note)
     return wanted and (prefect == "always" or not plan(options).idle)

@@ -32,9 +32,9 @@ def command(ctx: click.Context, repair: bool, no_verify: bool, quiet: bool, as_j
     Where the store is in trouble that was not mended nothing of it is rewritten (exit code 5).
     A run of `index` may go on meanwhile.  Ctrl-C stops cleanly.
     """
-    from flows.progress import Progress
-    from flows.upkeep import maintain
-    from flows.upkeep_options import upkeep_options
+    from flows.job.progress import Progress
+    from flows.job.upkeep import maintain
+    from flows.job.upkeep_options import upkeep_options
 
     if repair and no_verify:
         raise click.UsageError("--repair mends what the verifying finds: leave --no-verify out")

@@ -43,8 +43,8 @@ def command(ctx: click.Context, at: str, maintenance: str, timezone: str | None)
     The first signal asks a run in progress to stop, which keeps what it has finished, pauses the
     schedules, and ends with exit code 0; a second one leaves at once, with 130.
     """
-    from flows.clock import NEVER, when, zone
-    from flows.nightly import Night, serve_nights
+    from flows.server.clock import NEVER, when, zone
+    from flows.server.nightly import Night, serve_nights
 
     settings = settings_of(ctx).settings
     weekly = None if maintenance.lower() == NEVER else when(maintenance).cron

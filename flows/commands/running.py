@@ -9,7 +9,7 @@ from flows.commands.base import json_option
 from flows.commands.show import printable, write_json
 
 if TYPE_CHECKING:
-    from flows.job import IndexOptions
+    from flows.job.loop import IndexOptions
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 UNAVAILABLE = 4
@@ -75,7 +75,7 @@ def options(*those: Callable[[Decorated], Decorated]) -> Callable[[Decorated], D
 
 def carry_out(ctx: click.Context, kind: str, typed: dict[str, Any]) -> None:
     """Plan or run what was typed, tell it, and leave with the run's exit code."""
-    from flows.parameters import options_for
+    from flows.job.parameters import options_for
 
     as_json, plan, quiet = (typed.pop(name) for name in ("as_json", "plan", "quiet"))
     asked = {**ctx.ensure_object(dict), **typed, "prefect": PREFECT[typed["prefect"]]}
@@ -87,7 +87,7 @@ def carry_out(ctx: click.Context, kind: str, typed: dict[str, Any]) -> None:
 
 
 def _tell_plan(ctx: click.Context, options: "IndexOptions", *, as_json: bool) -> None:
-    from flows.plan import plan
+    from flows.job.plan import plan
 
     planned = plan(options)
     write_json(planned.to_json()) if as_json else click.echo(planned.to_text())
@@ -97,7 +97,7 @@ def _tell_plan(ctx: click.Context, options: "IndexOptions", *, as_json: bool) ->
 def _run(
     ctx: click.Context, options: "IndexOptions", prefect: str, *, quiet: bool, as_json: bool
 ) -> None:
-    from flows.progress import Progress
+    from flows.job.progress import Progress
     from flows.run import run
 
     with Progress("silent" if quiet else "auto") as progress:

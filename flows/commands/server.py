@@ -22,7 +22,7 @@ def up_command(ctx: click.Context) -> None:
 
     Runs of `lookalike index` that have something to do then appear in its web page.
     """
-    from flows.server import up
+    from flows.server.local import up
 
     click.echo(up(settings_of(ctx).settings, partial(click.echo, err=True)))
 
@@ -38,6 +38,6 @@ def up_command(ctx: click.Context) -> None:
 @click.pass_context
 def down_command(ctx: click.Context) -> None:
     """Stop the local server that `lookalike up` started."""
-    from flows.server import down
+    from flows.server.local import down
 
     click.echo(down(settings_of(ctx).settings, partial(click.echo, err=True)))

@@ -67,6 +67,6 @@ def when(seconds: float | None) -> str:
 
 def write_json(value: object) -> None:
     """Write JSON to stdout."""
-    from flows.report import dump
+    from flows.job.report import dump
 
     click.echo(dump(value))

@@ -113,8 +113,8 @@ def _fewer_vectors(catalog: "Catalog", name: str) -> str | None:
 
 def _of_settings(ctx: click.Context, catalog: "Catalog", name: str) -> str | None:
     """Return what to know where the settings have `index` maintain another space."""
-    from flows.parameters import options_for
-    from flows.spaces import find_spaces, new_space_name
+    from flows.job.parameters import options_for
+    from flows.job.spaces import find_spaces, new_space_name
 
     choice = options_for(ctx.ensure_object(dict))[0].choice
     if not choice.names_a_model:

@@ -71,7 +71,7 @@ def compact_command(ctx: click.Context, space: str | None, force: bool) -> None:
     """
     from dataclasses import asdict
 
-    from flows.upkeep_report import compacted_line
+    from flows.job.upkeep_report import compacted_line
     from storage.cleanup import delete_old_files
     from storage.compact import compact
     from storage.publish import publish, publish_due

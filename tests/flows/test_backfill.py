@@ -18,17 +18,17 @@ from click.testing import CliRunner, Result
 from sqlalchemy import select
 
 from flows.cli import cli
-from flows.dates import EPOCH, moment_ns, moment_text
 from flows.errors import FlowError
-from flows.job import IndexOptions, run_index
-from flows.parameters import options_for, parameters_of
-from flows.plan import plan
-from flows.progress import Progress
-from flows.report import Report
+from flows.job.dates import EPOCH, moment_ns, moment_text
+from flows.job.loop import IndexOptions, run_index
+from flows.job.parameters import options_for, parameters_of
+from flows.job.plan import plan
+from flows.job.progress import Progress
+from flows.job.report import Report
+from flows.job.spaces import SpaceChoice
+from flows.job.steps import PlainSteps
+from flows.job.worker import clear_bench
 from flows.samples import draw_families
-from flows.spaces import SpaceChoice
-from flows.steps import PlainSteps
-from flows.worker import clear_bench
 from search.engine import Searcher
 from storage.catalog import Catalog
 from storage.errors import RootError

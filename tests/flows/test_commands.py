@@ -17,9 +17,9 @@ from PIL import Image
 from extractor.errors import ExtractorError
 from flows.cli import cli, expected_code
 from flows.errors import FlowError
-from flows.parameters import options_for
+from flows.job.parameters import options_for
+from flows.job.spaces import SpaceChoice
 from flows.samples import draw_scene
-from flows.spaces import SpaceChoice
 from storage.catalog import Catalog
 from storage.errors import StorageError
 from storage.home import Home

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import yaml
 
-from flows.server_process import free_port
+from flows.server.process import free_port
 from storage.home import Home
 from tests.flows.prefect_site import (
     PREFECT,

@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from flows.engine.environment import TAMED
+from flows.engine.in_process import run_with_prefect
 from flows.errors import ClusterLost
-from flows.job import IndexOptions, run_index
-from flows.prefect_run import run_with_prefect
-from flows.prefect_settings import TAMED
-from flows.progress import Progress
-from flows.report import Report
+from flows.job.loop import IndexOptions, run_index
+from flows.job.progress import Progress
+from flows.job.report import Report
+from flows.job.spaces import SpaceChoice
+from flows.job.steps import PlainSteps
+from flows.job.worker import clear_bench
 from flows.samples import draw_families
-from flows.server import temporary_server
-from flows.spaces import SpaceChoice
-from flows.steps import PlainSteps
-from flows.worker import clear_bench
+from flows.server.local import temporary_server
 from storage.catalog import Catalog
 from storage.errors import StorageError
 from storage.home import Home

@@ -20,13 +20,13 @@ import pytest
 import yaml
 
 from flows.cli import cli
-from flows.job import IndexOptions, run_index
-from flows.nightly_child import SERVED
-from flows.progress import Progress
-from flows.server import whole_server
-from flows.spaces import SpaceChoice
-from flows.steps import PlainSteps
-from flows.worker import bench_for, clear_bench
+from flows.job.loop import IndexOptions, run_index
+from flows.job.progress import Progress
+from flows.job.spaces import SpaceChoice
+from flows.job.steps import PlainSteps
+from flows.job.worker import bench_for, clear_bench
+from flows.server.local import whole_server
+from flows.server.nightly_child import SERVED
 from storage.catalog import Catalog
 from storage.home import Home
 from storage.tables import Run
@@ -165,7 +165,7 @@ class TestSlurm:
     def test_the_runner_takes_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
-        from flows.runners import task_runner
+        from flows.engine.runners import task_runner
 
         monkeypatch.chdir(tmp_path)
         options = IndexOptions(

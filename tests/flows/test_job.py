@@ -15,19 +15,19 @@ from PIL import Image, ImageOps
 from sqlalchemy import func, select, update
 
 from extractor.errors import DeviceError
-from flows.claiming import ChunkSize
 from flows.errors import Stopped, WorkerLost
-from flows.extraction import extract_step
-from flows.job import IndexOptions, run_index
-from flows.orders import ChunkOrder, Place, PublishOrder, ScanOrder
-from flows.patience import patiently
-from flows.progress import Progress
-from flows.remote import following, passing_on
+from flows.job.claiming import ChunkSize
+from flows.job.extraction import extract_step
+from flows.job.loop import IndexOptions, run_index
+from flows.job.orders import ChunkOrder, Place, PublishOrder, ScanOrder
+from flows.job.patience import patiently
+from flows.job.progress import Progress
+from flows.job.remote import following, passing_on
+from flows.job.spaces import SpaceChoice, make_space
+from flows.job.steps import PlainSteps
+from flows.job.worker import bench_for, clear_bench, publish_step, scan_step
 from flows.run import plan
 from flows.samples import VARIATIONS, draw_families
-from flows.spaces import SpaceChoice, make_space
-from flows.steps import PlainSteps
-from flows.worker import bench_for, clear_bench, publish_step, scan_step
 from storage.catalog import Catalog
 from storage.chunks import claim_chunk
 from storage.errors import CatalogError, DiskFull, LeaseLost, SpaceError
@@ -210,10 +210,10 @@ def files_under(options, root):
 
 
 def test_pending_files_of_a_root_in_other_hands_are_left_to_them(options, monkeypatch):
-    import flows.worker
+    import flows.job.worker
 
     go(options)  # too fresh to be trusted: pending again
-    monkeypatch.setattr(flows.worker, "ROOT_WAIT_S", 0.2)
+    monkeypatch.setattr(flows.job.worker, "ROOT_WAIT_S", 0.2)
     with opened(options, write=True) as catalog:
         other = start_run(catalog, "index")
         claim(catalog, other, "root", list_roots(catalog)[0].id)
@@ -456,10 +456,10 @@ def test_a_root_that_is_named_twice_is_scanned_once(options, tree):
 
 
 def test_a_root_that_another_run_scans_is_left_to_it(options, monkeypatch):
-    import flows.worker
+    import flows.job.worker
 
     go(options)
-    monkeypatch.setattr(flows.worker, "ROOT_WAIT_S", 0.2)
+    monkeypatch.setattr(flows.job.worker, "ROOT_WAIT_S", 0.2)
     with opened(options, write=True) as catalog:
         other = start_run(catalog, "index")
         claim(catalog, other, "root", list_roots(catalog)[0].id)
@@ -484,9 +484,9 @@ def test_a_manifest_with_wrong_lines_stops_no_other_root(options, tmp_path, tree
 
 
 def test_full_disks_are_refused_before_the_first_forward_pass(options, monkeypatch):
-    import flows.job
+    import flows.job.loop
 
-    monkeypatch.setattr(flows.job, "free_bytes", lambda _path: 1000)
+    monkeypatch.setattr(flows.job.loop, "free_bytes", lambda _path: 1000)
     with pytest.raises(DiskFull, match="float16"):
         go(options)
     assert count(options, Vector) == 0
@@ -619,9 +619,9 @@ def test_each_device_keeps_a_model_of_its_own(options):
 
 
 def test_an_error_in_one_of_two_chunks_ends_both(options, monkeypatch):
-    import flows.extraction
+    import flows.job.extraction
 
-    commit = flows.extraction.commit_chunk
+    commit = flows.job.extraction.commit_chunk
     meet = threading.Barrier(2, timeout=60)
 
     def failing(catalog, lease, space, chunk, **kwargs):
@@ -631,7 +631,7 @@ def test_an_error_in_one_of_two_chunks_ends_both(options, monkeypatch):
             raise CatalogError("the disk is gone")
         return commit(catalog, lease, space, chunk, **kwargs)
 
-    monkeypatch.setattr(flows.extraction, "commit_chunk", failing)
+    monkeypatch.setattr(flows.job.extraction, "commit_chunk", failing)
     with pytest.raises(CatalogError, match="the disk is gone"):
         go(options, device=PAIR, chunk_size=4)
     monkeypatch.undo()
@@ -697,9 +697,9 @@ def at_another_process(options, lease, boot=None):
 
 
 def test_a_worker_of_another_process_stops_with_its_run(options, monkeypatch):
-    import flows.remote
+    import flows.job.remote
 
-    monkeypatch.setattr(flows.remote, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(flows.job.remote, "LOOK_EVERY_S", 0.05)
     go(options)
     bench = bench_for(options.home, options.catalog_url)
     lease = start_run(bench.catalog, "index")
@@ -738,11 +738,11 @@ def test_hosts_cannot_share_a_catalog_in_sqlite(options, database):
 
 
 def test_what_is_locked_for_long_is_tried_again(tmp_path, monkeypatch):
-    import flows.patience
+    import flows.job.patience
     import storage.database
 
     monkeypatch.setattr(storage.database, "BUSY_S", 0.1)
-    monkeypatch.setattr(flows.patience, "AGAIN_AFTER_S", (0.1, 2.0))
+    monkeypatch.setattr(flows.job.patience, "AGAIN_AFTER_S", (0.1, 2.0))
     home = Home(str(tmp_path / "home"))
     with Catalog.open(home, write=True) as catalog, closing(sqlite3.connect(home.sqlite)) as other:
         other.execute("BEGIN IMMEDIATE")

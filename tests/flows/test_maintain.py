@@ -13,18 +13,18 @@ from sqlalchemy import func, select, update
 
 from extractor.threads import Room
 from flows.cli import cli
-from flows.job import IndexOptions, run_index
-from flows.prefect_settings import TAMED
-from flows.progress import Progress
-from flows.rereading import reread
+from flows.engine.environment import TAMED
+from flows.job.loop import IndexOptions, run_index
+from flows.job.progress import Progress
+from flows.job.rereading import reread
+from flows.job.spaces import SpaceChoice
+from flows.job.steps import PlainSteps
+from flows.job.told import Told
+from flows.job.upkeep import run_maintenance
+from flows.job.upkeep_options import UpkeepOptions, upkeep_options
+from flows.job.upkeep_report import UpkeepReport
+from flows.job.worker import bench_for, clear_bench
 from flows.samples import draw_families
-from flows.spaces import SpaceChoice
-from flows.steps import PlainSteps
-from flows.told import Told
-from flows.upkeep import run_maintenance
-from flows.upkeep_options import UpkeepOptions, upkeep_options
-from flows.upkeep_report import UpkeepReport
-from flows.worker import bench_for, clear_bench
 from storage.catalog import Catalog
 from storage.errors import CatalogError
 from storage.file_rows import GRACE_S
@@ -425,10 +425,10 @@ def test_a_stop_ends_cleanly_between_the_steps_and_inside_them(home, tree, at, s
 
 KILLED = """\
 import sys, time
-from flows.prefect_settings import TAMED
-from flows.progress import Progress
-from flows.upkeep import maintain
-from flows.upkeep_options import UpkeepOptions
+from flows.engine.environment import TAMED
+from flows.job.progress import Progress
+from flows.job.upkeep import maintain
+from flows.job.upkeep_options import UpkeepOptions
 
 class Waiting(Progress):
     def advance(self, n=1, failed=0):
@@ -557,7 +557,7 @@ def test_the_command_tells_the_report(sqlite_template, tmp_path, tree):
 @pytest.mark.xdist_group("prefect")
 def test_the_flow_does_the_same_and_shows_it(sqlite_template, tmp_path, tree, monkeypatch):
     """A run that Prefect's engine has started, with its state, tags and artifacts."""
-    from flows.server import temporary_server
+    from flows.server.local import temporary_server
 
     home = Home(str(tmp_path / "home"))
     index(home, str(tree))

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.clock import When, machine_zone, when, zone
 from flows.errors import FlowError
-from flows.server_process import locked
+from flows.server.clock import When, machine_zone, when, zone
+from flows.server.process import locked
 from storage.home import Home
 from tests.flows.prefect_site import Site, accounts, environment, large_tree, until
 from tests.flows.terminal import CHECKOUT, lookalike

@@ -25,16 +25,19 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from flows import prefect_run
-from flows.job import IndexOptions, run_index
-from flows.parameters import options_for, parameters_of
-from flows.prefect_run import run_with_prefect
-from flows.prefect_settings import TAMED
-from flows.progress import Progress
-from flows.report import Report
+from flows.engine import in_process as prefect_run
+from flows.engine.environment import TAMED
+from flows.engine.in_process import run_with_prefect
+from flows.job.loop import IndexOptions, run_index
+from flows.job.parameters import options_for, parameters_of
+from flows.job.progress import Progress
+from flows.job.report import Report
+from flows.job.spaces import SpaceChoice
+from flows.job.steps import PlainSteps
+from flows.job.worker import bench_for, clear_bench
 from flows.samples import draw_families
-from flows.server import SMALL, temporary_server
-from flows.server_process import (
+from flows.server.local import SMALL, temporary_server
+from flows.server.process import (
     ServerError,
     Start,
     end,
@@ -43,9 +46,6 @@ from flows.server_process import (
     locked,
     wait_until_up,
 )
-from flows.spaces import SpaceChoice
-from flows.steps import PlainSteps
-from flows.worker import bench_for, clear_bench
 from storage.catalog import Catalog
 from storage.errors import CatalogError, SpaceError
 from storage.home import Home
@@ -348,7 +348,7 @@ def test_the_leases_of_a_crashed_run_are_given_back(
 ) -> None:
     from prefect.states import Crashed
 
-    from flows.hooks import give_back_leases
+    from flows.engine.hooks import give_back_leases
     from flows.index import index_images
 
     home = str(tmp_path / "home")
@@ -387,7 +387,7 @@ def test_a_hook_that_finds_no_store_raises_nothing_and_makes_none(
     from prefect.states import Cancelling
 
     from flows.backfill import backfill_images
-    from flows.hooks import give_back_leases
+    from flows.engine.hooks import give_back_leases
 
     nowhere, damaged = tmp_path / "nowhere", tmp_path / "damaged"
     damaged.mkdir()
@@ -526,7 +526,7 @@ def test_runs_of_a_schedule_are_told_apart_by_their_dates(monkeypatch: pytest.Mo
     from prefect.client.schemas import FlowRun
     from prefect.context import FlowRunContext
 
-    from flows.labels import run_name
+    from flows.engine.labels import run_name
 
     def named(kind: str, auto_scheduled: bool = False, **asked: Any) -> str:
         due = datetime(2026, 11, 22, 1, 0, tzinfo=UTC)
@@ -614,7 +614,7 @@ def test_a_stop_in_the_middle_of_a_scan_fails_no_task(
 
 
 def test_the_tasks_have_their_names() -> None:
-    from flows.tasks import extract_chunk, publish, scan
+    from flows.engine.tasks import extract_chunk, publish, scan
 
     assert [task.name for task in (scan, extract_chunk, publish)] == [
         "scan",
@@ -756,8 +756,8 @@ def test_a_task_is_tried_again_only_where_the_store_was_out_of_reach(
 ) -> None:
     from prefect.states import Failed
 
-    from flows.call import Call, carrying_out
-    from flows.tasks import extract_chunk, worth_retrying
+    from flows.engine.call import Call, carrying_out
+    from flows.engine.tasks import extract_chunk, worth_retrying
 
     error = CatalogError("trouble")
     error.__cause__ = cause
@@ -774,7 +774,7 @@ def test_a_task_is_tried_again_only_where_the_store_was_out_of_reach(
 def test_prefects_log_shares_the_console_and_keeps_to_itself_what_we_say() -> None:
     from prefect.logging.handlers import PrefectConsoleHandler
 
-    from flows.prefect_run import _console
+    from flows.engine.in_process import _console
 
     stream = StringIO()
     theirs = StringIO()
@@ -832,7 +832,7 @@ def test_an_api_that_does_not_take_the_run_is_one_line(
 def test_a_report_that_prefect_does_not_take_is_told() -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.artifacts import publish_report
+    from flows.engine.artifacts import publish_report
 
     said: list[str] = []
     with refusing_api() as url, temporary_settings({PREFECT_API_URL: url}):
@@ -843,7 +843,7 @@ def test_a_report_that_prefect_does_not_take_is_told() -> None:
 def test_a_stop_before_our_handler_is_in_force_is_an_interruption(
     tree: str, tmp_path: Path, use_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import flows.story
+    import flows.engine.story
 
     stopped: list[int] = []
 
@@ -851,7 +851,7 @@ def test_a_stop_before_our_handler_is_in_force_is_an_interruption(
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    monkeypatch.setattr(flows.story, "_carried_out", stop_early)
+    monkeypatch.setattr(flows.engine.story, "_carried_out", stop_early)
     before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import flows.progress
-from flows.progress import Progress, counted, duration
+import flows.job.progress
+from flows.job.progress import Progress, counted, duration
 from tests.flows.terminal import CHECKOUT
 
 
@@ -52,7 +52,7 @@ def use(progress: Progress) -> None:
 
 def test_plain_lines_come_at_most_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, clock = io.StringIO(), [1000.0]
-    monkeypatch.setattr(flows.progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(flows.job.progress.time, "monotonic", lambda: clock[0])
     progress = Progress("lines", stream)
     progress.scanning("/p", 1)
     clock[0] += 10.0
@@ -76,7 +76,7 @@ def test_plain_lines_come_at_most_every_ten_seconds(monkeypatch: pytest.MonkeyPa
 def test_a_line_without_a_total_or_failures_has_no_time_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(flows.progress, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(flows.job.progress, "LINE_EVERY_S", 0.0)
     stream = io.StringIO()
     Progress("lines", stream).advance(3)
     assert stream.getvalue() == "3 of 0 images, 0.0/s\n"
@@ -94,7 +94,7 @@ def test_a_second_round_goes_on_counting() -> None:
 
 def test_a_download_names_its_file_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, clock = io.StringIO(), [1000.0]
-    monkeypatch.setattr(flows.progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(flows.job.progress.time, "monotonic", lambda: clock[0])
     progress = Progress("lines", stream)
     progress.downloading("net.pth", 0, 44_000_000)
     clock[0] += 10.0
@@ -137,7 +137,7 @@ def test_a_bar_shows_the_rate_since_the_start_and_not_a_burst(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     clock = [1000.0]
-    monkeypatch.setattr(flows.progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(flows.job.progress.time, "monotonic", lambda: clock[0])
     with Progress(stream=Terminal()) as progress:
         progress.pending(64)
         clock[0] += 16.0
@@ -163,9 +163,9 @@ def test_the_bar_of_a_scan_is_full_at_its_end_and_gone_where_it_failed() -> None
 
 TWICE = """
 import os, signal, sys, threading
-from flows.job import IndexOptions
-from flows.progress import Progress
-from flows.signals import stop_on_signals
+from flows.job.loop import IndexOptions
+from flows.job.progress import Progress
+from flows.job.signals import stop_on_signals
 with Progress() as progress, stop_on_signals(IndexOptions(home=sys.argv[1]), progress):
     progress.pending(5)
     assert progress.kind == "bars"

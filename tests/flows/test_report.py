@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from flows.report import EXIT_ORDER, Report, dump
-from flows.wording import STAGES, TOO_SHORT, WHY
+from flows.job.report import EXIT_ORDER, Report, dump
+from flows.job.wording import STAGES, TOO_SHORT, WHY
 from storage.changes import Reason
 
 KEYS = [

@@ -15,10 +15,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from extractor.device import choose_device, devices
 from extractor.errors import DeviceError
+from flows.engine.runners import task_runner
 from flows.errors import FlowError, SettingsError
-from flows.job import IndexOptions
-from flows.runners import task_runner
-from flows.steps import MOST_SLOTS, PlainSteps
+from flows.job.loop import IndexOptions
+from flows.job.steps import MOST_SLOTS, PlainSteps
 
 pytest.importorskip("prefect_dask")
 

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import server_child, server_process
-from flows.prefect_settings import TAMED, configured_api, tame_environment
-from flows.server import api, down, find_api, prefect_wanted, remembered, temporary_server, up
-from flows.server_process import (
+from flows.engine.environment import TAMED, configured_api, tame_environment
+from flows.server import child as server_child
+from flows.server import process as server_process
+from flows.server.local import api, down, find_api, prefect_wanted, remembered, temporary_server, up
+from flows.server.process import (
     ServerError,
     Start,
     answers,
@@ -163,7 +164,7 @@ def test_prefect_is_tamed_but_for_what_the_user_has_said(monkeypatch: pytest.Mon
 
 def test_finding_out_loads_no_prefect(home: str) -> None:
     code = (
-        "import sys; from flows.server import prefect_wanted;"
+        "import sys; from flows.server.local import prefect_wanted;"
         f"prefect_wanted({home!r}, 'auto'); print('prefect' in sys.modules, 'torch' in sys.modules)"
     )
     root = Path(__file__).parents[2]
@@ -354,7 +355,7 @@ def test_a_process_that_seems_to_live_for_ever_is_told(
 def test_a_process_of_another_user_is_not_ours_to_stop(stubborn: subprocess.Popen[bytes]) -> None:
     code = (
         "import os, sys; sys.path.insert(0, os.getcwd());"
-        "from flows.server_process import end_by_number, ServerError\n"
+        "from flows.server.process import end_by_number, ServerError\n"
         "os.setuid(65534)\n"
         f"try: end_by_number({stubborn.pid}, lambda: True)\n"
         "except ServerError as error: print(error)"

@@ -7,7 +7,7 @@ import pytest
 
 from extractor import graph, layers, networks, weights
 from extractor.models import ModelRequest, open_model
-from flows.spaces import (
+from flows.job.spaces import (
     SpaceChoice,
     disk_needed_bytes,
     find_spaces,

@@ -1,0 +1,161 @@
+"""Which chunks a run works on: claimed one after the other, each as large as it should be."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from flows.job.patience import patiently
+from flows.job.progress import counted
+from storage.catalog import Catalog
+from storage.chunks import Chunk, claim_chunk, give_back, pending_elsewhere
+from storage.pending import Scope
+from storage.runs import Lease, reap
+from storage.spaces import SpaceInfo
+
+T = TypeVar("T")
+
+CHUNK_SECONDS = 30.0
+"""A chunk is about this much work, so that orchestration costs nothing and a kill loses little."""
+MAX_CHUNK_IMAGES = 8192
+MAX_CHUNK_BYTES = 128 << 20
+FIRST_CHUNK_IMAGES = 64
+POLL_S = 0.5
+LOSSES = 2
+"""How often a run takes up files again whose worker was lost with them: they may be the reason."""
+AMONG = MAX_CHUNK_IMAGES
+"""Files of a later pass that are looked up at once."""
+
+
+class ChunkSize:
+    """How many images to claim next, from how long the last chunk took."""
+
+    def __init__(self, space: SpaceInfo, fixed: int | None) -> None:
+        vector_bytes = space.dim * (2 if space.dtype == "float16" else 4)
+        self._most = max(1, min(MAX_CHUNK_IMAGES, MAX_CHUNK_BYTES // vector_bytes))
+        self._fixed = fixed
+        self.limit = min(fixed or FIRST_CHUNK_IMAGES, self._most)
+
+    def learn(self, images: int, seconds: float) -> None:
+        """Aim at ``CHUNK_SECONDS``, growing at most fourfold at a time."""
+        if self._fixed is None and seconds > 0:
+            aim = int(images / seconds * CHUNK_SECONDS)
+            self.limit = max(16, min(aim, 4 * self.limit, self._most))
+
+
+@dataclass
+class Claiming:
+    """A run's way through what is pending in one space, of some roots."""
+
+    catalog: Catalog
+    lease: Lease
+    space: SpaceInfo
+    scope: Scope
+    size: ChunkSize
+    stop: threading.Event
+    say: Callable[[str], None]
+    _number: int = 0
+    _crowded: bool = False
+    _again: set[int] = field(default_factory=set)
+    _losses: Counter[int] = field(default_factory=Counter)
+
+    def chunks(self) -> Iterator[Chunk | None]:
+        """Claim chunk after chunk until nothing is left for this run.
+
+        The first pass goes by file id.  None stands between two passes: the next one depends on
+        what becomes of the chunks in flight, so that the caller waits for them before it goes on.
+        Another pass tries the files again that were left because their image was in work, and those
+        whose worker was lost.  Only when nothing else is pending does the run wait for what others
+        have claimed; what they gave back meanwhile lies behind, and takes a pass of its own.
+        """
+        yield from self._pass()
+        while not self.stop.is_set():
+            yield None
+            if (yield from self._pass_again()):
+                continue
+            if not self._crowded:
+                return
+            self._wait_for_others()
+            self._crowded = False
+            yield from self._pass()
+
+    def left(self, file_ids: Iterable[int]) -> None:
+        """Note files that are to be tried again in another pass."""
+        self._again.update(file_ids)
+
+    def lost(self, chunk: Chunk) -> bool:
+        """Note a chunk that was lost with its worker; return whether its files are tried again."""
+        self._losses.update(work.file_id for work in chunk.work)
+        again = [w.file_id for w in chunk.work if self._losses[w.file_id] <= LOSSES]
+        self.left(again)
+        return bool(again)
+
+    def _pass_again(self) -> Generator[Chunk, None, bool]:
+        """Claim of the files that were left; return whether there was anything to claim."""
+        ids, self._again = sorted(self._again), set()
+        claimed = False
+        for start in range(0, len(ids), AMONG):
+            for chunk in self._pass(ids[start : start + AMONG]):
+                claimed = True
+                yield chunk
+        return claimed
+
+    def _pass(self, among: Sequence[int] | None = None) -> Iterator[Chunk]:
+        after = 0
+        while not self.stop.is_set():
+            self._crowded = bool(self._patiently(self._look_round)) or self._crowded
+            chunk = self._claim(after, among)
+            if chunk is None:
+                return
+            after = chunk.work[-1].file_id
+            yield chunk
+
+    def _claim(self, after: int, among: Sequence[int] | None) -> Chunk | None:
+        number = self._number + 1
+        passed: list[int] = []
+        tried = False
+
+        def claim() -> Chunk | None:
+            nonlocal tried
+            if tried:  # what was claimed without an answer
+                give_back(self.catalog, self.lease, Chunk(number, self.space.id, ()))
+            tried = True
+            passed.clear()
+            return claim_chunk(
+                self.catalog,
+                self.lease,
+                self.space,
+                number=number,
+                limit=self.size.limit,
+                after_file_id=after,
+                scope=self.scope,
+                among=among,
+                passed=passed,
+            )
+
+        chunk = self._patiently(claim)
+        self._number += chunk is not None
+        self.left(passed)
+        return chunk
+
+    def _look_round(self) -> int:
+        """Return how many runs have died just now, or how many files other runs have in work."""
+        return len(reap(self.catalog)) or self._elsewhere()
+
+    def _wait_for_others(self) -> None:
+        """Wait until another run gave files back or settled them."""
+        held = self._patiently(self._elsewhere)
+        if held:
+            self.say(f"waiting for {counted(held, 'file')} that another run is working on")
+        while held and not self.stop.wait(POLL_S):
+            self._patiently(lambda: reap(self.catalog))
+            before, held = held, self._patiently(self._elsewhere)
+            if held < before:
+                return
+
+    def _elsewhere(self) -> int:
+        return pending_elsewhere(self.catalog, self.lease, self.space, self.scope)
+
+    def _patiently(self, act: Callable[[], T]) -> T:
+        return patiently(self.stop, act)

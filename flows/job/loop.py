@@ -1,0 +1,234 @@
+"""The job: scan the roots, extract what is pending, publish.  Ordinary functions, no Prefect.
+
+``run_index`` is the one loop that serves both ways of running: it hands its steps to whatever
+``Steps`` it was given, plain threads here or Prefect tasks in ``flows.engine.tasks``.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+
+from flows.errors import Stopped
+from flows.job.claiming import ChunkSize, Claiming
+from flows.job.orders import Place, PublishOrder
+from flows.job.patience import patiently
+from flows.job.progress import Progress, counted
+from flows.job.remote import passing_on
+from flows.job.report import Report
+from flows.job.scanning import chosen_roots, scan_roots
+from flows.job.spaces import SpaceChoice, disk_needed_bytes, find_spaces, make_space
+from flows.job.steps import Steps
+from flows.job.window import Extraction
+from flows.job.worker import Bench, bench_for
+from storage.catalog import Catalog
+from storage.cleanup import delete_old_files
+from storage.errors import DiskFull, LeaseHeld, StorageError
+from storage.failures import retry
+from storage.home import free_bytes
+from storage.pending import Scope, pending_counts
+from storage.publish import publish_due
+from storage.roots import RootInfo
+from storage.runs import Heartbeat, Lease, finish_run, reap, start_run
+from storage.spaces import SpaceInfo
+
+
+@dataclass(frozen=True)
+class Only:
+    """Which files of the roots a run is about; every condition narrows."""
+
+    globs: tuple[str, ...] = ()
+    """The file's path in its root matches one of them."""
+    since_ns: int | None = None
+    until_ns: int | None = None
+    """Last modified at or after the one and before the other, in ns since 1970."""
+    failed: bool = False
+    """Only files with a recorded failure."""
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """What one run of ``index`` was asked to do."""
+
+    home: str
+    catalog_url: str | None = None
+    roots: tuple[str, ...] = ()
+    """Directories or manifests (``os.fsdecode``); empty for all known roots."""
+    choice: SpaceChoice = field(default_factory=SpaceChoice)
+    excludes: tuple[str, ...] = ()
+    confirm_missing: bool = False
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    chunk_size: int | None = None
+    index_spec: str | None = None
+    max_failures: float | None = None
+    """Share of the images of this run that may fail; None for no limit."""
+    kind: str = "index"
+    """Kind of the run in the catalog: ``index`` or ``backfill``."""
+    scan: bool = True
+    """False: the roots are looked at, and not walked."""
+    only: Only = field(default_factory=Only)
+    publish_always: bool = False
+    """Publish at the end of a run that extracted something, also where it is not due."""
+    runner: str = "thread"
+    """``thread``, or ``dask``."""
+    cluster: str | None = None
+    """With ``dask``: a scheduler's address, a number of local workers, or a YAML file."""
+    flow_run: str | None = None
+    """Id of the flow run in Prefect."""
+
+
+@dataclass
+class Job:
+    """One run of ``index`` while it runs."""
+
+    options: IndexOptions
+    steps: Steps
+    progress: Progress
+    bench: Bench
+    place: Place
+    report: Report
+
+    @property
+    def catalog(self) -> Catalog:
+        """The open catalog."""
+        return self.bench.catalog
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self.bench.stop.is_set()
+
+
+def run_index(options: IndexOptions, *, steps: Steps, progress: Progress) -> Report:
+    """Scan, extract and publish; return the report.
+
+    Trouble with one root or with images is in the report; trouble with the store is raised after
+    the run has given back what it held.
+    """
+    bench = bench_for(options.home, options.catalog_url)
+    catalog = bench.catalog
+    bench.on_image, bench.on_scan = progress.advance, progress.scanning
+    bench.on_download = progress.downloading
+    started = time.perf_counter()
+    patiently(bench.stop, lambda: reap(catalog))
+    roots = chosen_roots(catalog, options)
+    lease = start_run(catalog, options.kind, flow_run=options.flow_run)
+    report = Report(run_id=lease.run_id, kind=options.kind)
+    place = Place(options.home, options.catalog_url, lease)
+    state = "failed"
+    try:
+        with Heartbeat(catalog, lease), ExitStack() as stack:
+            if steps.remote:
+                stack.enter_context(passing_on(bench.stop, catalog, lease))
+            job = Job(options, steps, progress, bench, place, report)
+            with suppress(Stopped):
+                _work(job, roots)
+        state = "interrupted" if job.stopped else "done"
+    finally:
+        report.interrupted = bench.stop.is_set()
+        report.finish(time.perf_counter() - started, options.max_failures)
+        _close_run(bench, lease, state, report)
+    return report
+
+
+def _close_run(bench: Bench, lease: Lease, state: str, report: Report) -> None:
+    try:
+        told = report.to_json()
+        patiently(bench.stop, lambda: finish_run(bench.catalog, lease, state, told))
+    except StorageError as error:
+        if state != "failed":  # else the first trouble is the one to tell
+            raise
+        report.warnings.append(str(error))
+
+
+def _work(job: Job, roots: list[RootInfo]) -> None:
+    with _spent(job, "scan"):
+        scope = scan_roots(job, roots)
+    all_scanned = not job.stopped
+    spaces = _spaces(job)
+    for space in spaces:
+        before = job.report.extracted
+        if scope and not job.stopped:
+            _extract(job, space, scope)
+        if not job.stopped:
+            _publish(job, space, grown=job.report.extracted > before)
+    if job.stopped and all_scanned:
+        left = [pending_counts(job.catalog, space, scope).total for space in spaces]
+        job.report.pending = sum(left)
+    elif not job.stopped and (
+        job.report.extracted or job.report.index
+    ):  # what this run leaves, a later one clears
+        delete_old_files(job.catalog, job.place.lease)
+
+
+def _spaces(job: Job) -> list[SpaceInfo]:
+    choice = job.options.choice
+    found = find_spaces(job.catalog, choice)
+    if not found and not job.stopped:
+        job.progress.note("loading the model")
+        with _spent(job, "model"), job.bench.fetching():
+            space, model = make_space(job.catalog, choice)
+        job.bench.models[space.id] = model
+        found = [space]
+        if not found[0].current:
+            job.progress.note(
+                f"space '{found[0].name}' is made beside the current one; "
+                f"`lookalike spaces use {found[0].name}` makes it the one that is searched"
+            )
+    job.report.space = ", ".join(space.name for space in found)
+    return found
+
+
+def _extract(job: Job, space: SpaceInfo, scope: Scope) -> None:
+    with _spent(job, "plan"):
+        if scope.failed:  # only what is armed again is pending
+            patiently(job.bench.stop, lambda: retry(job.catalog, scope=scope, space=space))
+        pending = patiently(job.bench.stop, lambda: pending_counts(job.catalog, space, scope))
+    if not pending.total:
+        return
+    job.progress.pending(pending.total)
+    _check_disk(job, space, pending.total)
+    size = ChunkSize(space, job.options.chunk_size)
+    claiming = Claiming(
+        job.catalog, job.place.lease, space, scope, size, job.bench.stop, job.progress.note
+    )
+    Extraction(job, space, claiming, pending.total).run()
+
+
+def _check_disk(job: Job, space: SpaceInfo, images: int) -> None:
+    needed, free = disk_needed_bytes(space, images), free_bytes(job.options.home)
+    files, disk = counted(images, "file"), f"{needed / 1e6:,.1f} MB of disk"
+    job.progress.note(f"{files} to read for space '{space.name}': at most {disk}")
+    if needed > free:
+        raise DiskFull(
+            f"{images:,} images need about {needed / 1e9:.2f} GB in {job.options.home}, "
+            f"{free / 1e9:.2f} GB are free; free some, or choose --dtype float16"
+        )
+
+
+def _publish(job: Job, space: SpaceInfo, *, grown: bool) -> None:
+    reason = "requested" if job.options.index_spec else publish_due(job.catalog, space)
+    if reason is None and job.options.publish_always and grown:
+        reason = "end"
+    if reason is None:
+        return
+    job.progress.publishing(space.name, reason)
+    order = PublishOrder(job.place, space.name, job.options.index_spec)
+    with _spent(job, "publish"):
+        try:
+            made = job.steps.publish(order).result()
+            job.report.index = made or job.report.index
+            job.report.warnings += filter(None, [made.get("fallen")])
+        except LeaseHeld as error:  # whoever has it publishes; the tail serves until then
+            job.report.warnings.append(str(error))
+
+
+@contextmanager
+def _spent(job: Job, stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        job.report.add_seconds({stage: time.perf_counter() - started})

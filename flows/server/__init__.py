@@ -1,0 +1,1 @@
+"""Prefect's own server, and the process that serves the nights."""

@@ -1,0 +1,233 @@
+"""Serve the deployments by Prefect's own runner for as long as the parent process lives.
+
+A module for a child process, like `flows.server.child`: its standard input is a pipe that the
+parent holds.  When the pipe closes, runs in progress are asked to stop, the schedules are paused,
+and the process ends; after `GRACE_S` it ends in any case, with all that it has started.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import (
+    ConcurrencyLimitConfig,
+    ConcurrencyLimitStrategy,
+    DeploymentStatus,
+)
+from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import ObjectNotFound
+from prefect.runner import Runner
+from prefect.schedules import Cron
+from prefect.settings import PREFECT_API_URL
+
+from flows.server.local import server_folder
+from flows.server.nightly import Night
+from flows.server.process import REMOTE_ANSWER_S, ServerError, answers
+from flows.server.watch import Watch
+
+GRACE_S = 100.0
+"""Prefect gives each run in progress 30 s, one after the other; there are three at most."""
+LEFT_S = 20.0
+"""Time for a run that Prefect could not ask to stop, because its API was gone."""
+SETTLE_S = 0.2
+"""A process closes its pipes a moment before it is gone."""
+TAG = "lookalike"
+
+
+@dataclass(frozen=True)
+class Served:
+    """One deployment.  ``deployments/prefect.yaml`` has the same ones, for workers."""
+
+    name: str
+    entrypoint: str
+    description: str
+    collision: ConcurrencyLimitStrategy
+
+    def deployment(self, night: Night, cron: str | None) -> RunnerDeployment:
+        """Return the deployment, with its schedule if it has one."""
+        return RunnerDeployment.from_entrypoint(
+            self.entrypoint,
+            name=self.name,
+            description=self.description,
+            tags=[TAG, self.name],
+            parameters={"home": night.home},
+            schedules=[Cron(cron, timezone=night.timezone, slug=self.name)] if cron else [],
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=self.collision),
+            paused=False,
+        )
+
+
+SERVED = (
+    Served(
+        "nightly",
+        "flows.index.index_images",
+        "Brings the index up to date with all known roots, every night.",
+        ConcurrencyLimitStrategy.CANCEL_NEW,
+    ),
+    Served(
+        "backfill",
+        "flows.backfill.backfill_images",
+        "Extracts what is chosen, by root, path, date or failure, into a space; started by hand.",
+        ConcurrencyLimitStrategy.ENQUEUE,
+    ),
+    Served(
+        "maintenance",
+        "flows.maintenance.maintain_store",
+        "Verifies the store, frees disk and looks after the index, every week.",
+        ConcurrencyLimitStrategy.CANCEL_NEW,
+    ),
+)
+
+
+async def serve(night: Night, closed: asyncio.Event) -> None:
+    """Serve until ``closed`` is set.
+
+    Raises
+    ------
+    ServerError
+        The API serves these deployments otherwise, or was lost.
+    """
+    crons = {"nightly": night.nightly, "maintenance": night.maintenance}
+    runner = Runner(name="lookalike-nightly", pause_on_shutdown=True)
+    names: dict[UUID, str] = {}
+    async with get_client() as client:
+        for served in SERVED:
+            deployment = served.deployment(night, crons.get(served.name))
+            await _refuse_others(client, deployment, night.home)
+            names[await runner.aadd_deployment(deployment)] = served.name
+        _greet(night, names)
+        watch = Watch(names, night.timezone)
+        await watch.bury(client)
+        scheduled = {name for name, cron in crons.items() if cron}
+        helpers = [
+            asyncio.create_task(watch.run(client)),
+            asyncio.create_task(watch.next_runs(client, scheduled)),
+        ]
+        try:
+            await _run_until(runner, closed)
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+            await watch.look(client)
+
+
+async def _run_until(runner: Runner, closed: asyncio.Event) -> None:
+    running = asyncio.create_task(runner.start())
+    closing = asyncio.create_task(closed.wait())
+    try:
+        await asyncio.wait({running, closing}, return_when=asyncio.FIRST_COMPLETED)
+        while not (runner.started or running.done()):  # it was closed at once
+            await asyncio.sleep(0.1)
+        if not running.done():
+            await runner.astop()
+        await running
+    finally:
+        closing.cancel()
+
+
+async def _refuse_others(client: PrefectClient, deployment: RunnerDeployment, home: str) -> None:
+    """Leave deployments alone that workers carry out, or a process of another home."""
+    name = f"{deployment.flow_name}/{deployment.name}"
+    try:
+        there = await client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return
+    if there.work_pool_name is not None:
+        raise ServerError(
+            f"{name} belongs to the work pool '{there.work_pool_name}': its workers run the nights "
+            f"(`prefect deployment delete {name}` lets this process do it)"
+        )
+    other = there.parameters.get("home")
+    if there.status == DeploymentStatus.READY and other not in (None, home):
+        raise ServerError(f"{name} is served for {other} at this API; use another API")
+
+
+def _greet(night: Night, names: dict[UUID, str]) -> None:
+    api = str(PREFECT_API_URL.value())
+    _say(f"serving {', '.join(names.values())} of {night.home}; times are {night.timezone}")
+    _say(
+        f"Prefect's page: {api.removesuffix('/api')} (back-fills are started there); Ctrl-C ends it"
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the log of the service
+
+
+def _follow_parent(parent: int, loop: asyncio.AbstractEventLoop, closed: asyncio.Event) -> None:
+    """Wait for the end of standard input, ask for the end, and enforce it.
+
+    Where the parent has died its server dies too: there is no API left to stop runs through.
+    """
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    time.sleep(SETTLE_S)
+    if os.getppid() == parent:
+        with suppress(RuntimeError):  # the loop is closed: it is over already
+            loop.call_soon_threadsafe(closed.set)
+        time.sleep(GRACE_S)
+    else:
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(LEFT_S)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _end_what_is_left() -> None:
+    """End runs that still live: gently, and by force after `LEFT_S`; usually there are none."""
+    deadline = time.monotonic() + LEFT_S
+    asked = False
+    while True:
+        try:
+            ended, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not ended and not asked:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.killpg(0, signal.SIGTERM)
+            asked = True
+        if time.monotonic() > deadline:
+            os.killpg(0, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+async def _main(night: Night) -> None:
+    closed = asyncio.Event()
+    follow = (os.getppid(), asyncio.get_running_loop(), closed)
+    os.chdir(server_folder(night.home))  # Prefect loads flows from where it stands, before all else
+    threading.Thread(target=_follow_parent, args=follow, daemon=True).start()
+    try:
+        await serve(night, closed)
+    except ServerError:
+        raise
+    except Exception as error:
+        url = str(PREFECT_API_URL.value())
+        if answers(url, REMOTE_ANSWER_S):
+            raise ServerError(f"Prefect's runner has ended: {error}") from error
+        raise ServerError(f"Prefect's API at {url} does not answer any more") from error
+
+
+def main() -> int:
+    """Serve what the argument says, and return the exit code."""
+    try:
+        asyncio.run(_main(Night(**json.loads(sys.argv[1]))))
+    except ServerError as error:
+        if os.environ.get("LOOKALIKE_DEBUG"):
+            raise
+        _say(f"lookalike: {error}")
+        return error.exit_code
+    finally:
+        _end_what_is_left()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

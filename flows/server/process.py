@@ -1,0 +1,234 @@
+"""The process of Prefect's own server: how it is started, waited for and ended.
+
+It keeps its database in a folder of its own, listens on the loopback alone and sits in a session
+of its own, so that a Ctrl-C at the terminal reaches the run and not the server that records it.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from threading import Event
+
+from flows.engine.environment import TAMED
+from flows.errors import FlowError
+from flows.server import child as server_child
+
+HOST = "127.0.0.1"
+LOG = "server.log"
+LOCK = "server.lock"
+START_S = 180.0
+"""The first start of all migrates a database, on a loaded machine with patience."""
+ANSWER_S = 1.0
+REMOTE_ANSWER_S = 5.0
+STOP_S = 5.0
+POLL_S = 0.1
+
+Say = Callable[[str], None]
+
+
+def nobody(_line: str) -> None:
+    """Say nothing."""
+
+
+class ServerError(FlowError):
+    """Prefect's server can't be started, stopped or reached; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How to start a server.
+
+    Parameters
+    ----------
+    folder
+        Its home: database, log and lock.
+    port
+        Port on the loopback.
+    flags
+        More arguments of ``prefect server start``.
+    tied
+        Whether it ends with this process, however that ends.
+    """
+
+    folder: str
+    port: int
+    flags: tuple[str, ...] = ()
+    tied: bool = True
+
+    @property
+    def url(self) -> str:
+        """The API's URL."""
+        return f"http://{HOST}:{self.port}/api"
+
+
+def launch(start: Start, lock: int | None = None) -> subprocess.Popen[bytes]:
+    """Start a server and return its process at once.
+
+    ``lock`` is a descriptor that the server inherits, so that the lock of its folder lasts exactly
+    as long as it lives.
+    """
+    script = [server_child.__file__] if start.tied else ["-m", "prefect", "server", "start"]
+    command = [sys.executable, "-P", *script, "--host", HOST, "--port", str(start.port)]
+    with open(os.path.join(start.folder, LOG), "wb") as log:
+        return subprocess.Popen(
+            [*command, *start.flags],
+            stdin=subprocess.PIPE if start.tied else subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=start.folder,
+            env=_environment(start),
+            start_new_session=True,
+            pass_fds=() if lock is None else (lock,),
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+
+
+def wait_until_up(
+    start: Start, process: subprocess.Popen[bytes], stop: Event | None = None
+) -> None:
+    """Wait until the server answers.
+
+    Raises
+    ------
+    ServerError
+        It ended, or does not answer within `START_S`.
+    KeyboardInterrupt
+        ``stop`` was set.
+    """
+    deadline = time.monotonic() + START_S
+    while not answers(start.url):
+        if stop is not None and stop.is_set():
+            raise KeyboardInterrupt
+        if process.poll() is not None:
+            raise ServerError(f"Prefect's server ended at its start: {_last_words(start.folder)}")
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"Prefect's server does not answer after {START_S:.0f} s; "
+                f"see {os.path.join(start.folder, LOG)}, or use --no-prefect"
+            )
+        time.sleep(POLL_S)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a server of this process: gently, and by force after `STOP_S`."""
+    if process.stdin is not None:
+        process.stdin.close()
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def end_by_number(pid: int, alive: Callable[[], bool]) -> None:
+    """End a server that another process started: gently, and by force after `STOP_S`.
+
+    Raises
+    ------
+    ServerError
+        It is still there, or belongs to another user.
+    """
+    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            raise ServerError(f"process {pid} can't be stopped: {error.strerror}") from None
+        deadline = time.monotonic() + STOP_S
+        while alive() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        if not alive():
+            return
+    raise ServerError(f"process {pid} does not end")
+
+
+def answers(url: str, timeout_s: float = ANSWER_S) -> bool:
+    """Return whether anything answers at an API's URL, be it that it asks for a password."""
+    local = url.startswith(f"http://{HOST}:")
+    proxies = urllib.request.ProxyHandler({} if local else None)
+    try:
+        with urllib.request.build_opener(proxies).open(f"{url}/health", timeout=timeout_s):
+            return True
+    except urllib.error.HTTPError as error:
+        error.close()
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def free_port(ports: Iterable[int] = (0,)) -> int:
+    """Return the first of ``ports`` that is free on the loopback; 0 is any free one.
+
+    Raises
+    ------
+    ServerError
+        None of them is free.
+    """
+    for port in ports:
+        with socket.socket() as probe, suppress(OSError):
+            if os.name != "nt":  # there it would take a port that is in use
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return int(probe.getsockname()[1])
+    raise ServerError("no port is free for Prefect's server")
+
+
+@contextmanager
+def locked(folder: str, name: str = LOCK) -> Iterator[int | None]:
+    """Hold the lock of a server's folder inside; its descriptor can be handed on to a child.
+
+    Yields None where the system has no such lock.
+
+    Raises
+    ------
+    BlockingIOError
+        A server that lives has it, or another process.
+    """
+    if os.name == "nt":  # pragma: no cover - no flock there
+        yield None
+        return
+    import fcntl
+
+    lock = os.open(os.path.join(folder, name), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _environment(start: Start) -> dict[str, str]:
+    """Return the environment of a server: the user's Prefect is none of its business."""
+    kept = {name: value for name, value in os.environ.items() if _concerns_a_server(name)}
+    return {
+        **TAMED,
+        **kept,
+        "PREFECT_HOME": start.folder,
+        "PREFECT_SERVER_API_HOST": HOST,
+        "PREFECT_SERVER_API_PORT": str(start.port),  # the page in the browser asks there
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": os.path.join(start.folder, "ui"),
+    }
+
+
+def _concerns_a_server(name: str) -> bool:
+    if not name.startswith("PREFECT_"):
+        return True
+    database = name.startswith("PREFECT_SERVER_DATABASE")
+    return name in TAMED or (name.startswith("PREFECT_SERVER_") and not database)
+
+
+def _last_words(folder: str) -> str:
+    path = os.path.join(folder, LOG)
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = [line.strip() for line in file if line.strip()]
+    return f"{lines[-1] if lines else 'without a word'} (see {path})"
