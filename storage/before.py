@@ -40,7 +40,7 @@ def image_ids(conn: Connection, digests: Iterable[bytes]) -> dict[bytes, int]:
     ids: dict[bytes, int] = {}
     for some in sliced(digests):
         query = select(Image.digest, Image.id).where(Image.digest.in_(some))
-        ids.update(conn.execute(query).all())
+        ids.update((digest, image_id) for digest, image_id in conn.execute(query))
     return ids
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -30,6 +31,7 @@ class Base(DeclarativeBase):
     """Declarative base of all tables."""
 
     type_annotation_map: ClassVar = {
+        float: Double(),
         int: BigInteger(),
         bytes: LargeBinary(),
         dict[str, Any]: JSON(none_as_null=True),
