@@ -97,7 +97,7 @@ def counts_by_class(catalog: Catalog, space: SpaceInfo | None = None) -> Counter
         .group_by(Failure.failure_class)
     )
     with catalog.read() as conn:
-        return Counter({name: n for name, n in conn.execute(query)})
+        return Counter({row.failure_class: row[1] for row in conn.execute(query)})
 
 
 def retry(
