@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from tests.postgres import NoServer, Server, running_server
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile("ci")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the suite was started in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of tests inherit it
+
 SLOW = (
     "test_real_photos",
     "test_oracles",
@@ -28,6 +32,9 @@ SLOW = (
     "test_nightly",
     "test_deployments",
     "test_compose",
+    "test_upgrade",
+    "test_many_runs",
+    "test_maintain",
     "test_readme",
 )
 """Files that begin first, so that no process is left alone with one at the end."""
