@@ -58,6 +58,8 @@ class Claiming:
     _number: int = 0
     _crowded: bool = False
     _again: set[int] = field(default_factory=set)
+    _former: set[int] = field(default_factory=set)
+    """What the pass before has claimed of, and nothing was lost since."""
     _losses: Counter[int] = field(default_factory=Counter)
 
     def chunks(self) -> Iterator[Chunk | None]:
@@ -68,6 +70,7 @@ class Claiming:
         Another pass tries the files again that were left because their image was in work, and those
         whose worker was lost.  Only when nothing else is pending does the run wait for what others
         have claimed; what they gave back meanwhile lies behind, and takes a pass of its own.
+        Files of which a whole pass settled none are left to the next run.
         """
         yield from self._pass()
         while not self.stop.is_set():
@@ -84,21 +87,30 @@ class Claiming:
         """Note files that are to be tried again in another pass."""
         self._again.update(file_ids)
 
-    def lost(self, chunk: Chunk) -> bool:
-        """Note a chunk that was lost with its worker; return whether its files are tried again."""
+    def lost(self, chunk: Chunk) -> int:
+        """Note a chunk that was lost with its worker; return how many files are tried again."""
         self._losses.update(work.file_id for work in chunk.work)
         again = [w.file_id for w in chunk.work if self._losses[w.file_id] <= LOSSES]
         self.left(again)
-        return bool(again)
+        self._former = set()  # bounded by the number of losses
+        return len(again)
 
     def _pass_again(self) -> Generator[Chunk, None, bool]:
         """Claim of the files that were left; return whether there was anything to claim."""
+        if self._again and self._again == self._former:
+            files = counted(len(self._again), "file")
+            self.say(f"{files} not taken: another run of this process has their image in work")
+            self._former = set()
+            return False
         ids, self._again = sorted(self._again), set()
+        self._former = set(ids)
         claimed = False
         for start in range(0, len(ids), AMONG):
             for chunk in self._pass(ids[start : start + AMONG]):
                 claimed = True
                 yield chunk
+        if not claimed:
+            self._former = set()
         return claimed
 
     def _pass(self, among: Sequence[int] | None = None) -> Iterator[Chunk]:

@@ -54,8 +54,9 @@ class Wanted:
         if not self._held.take(self._space_id, digest):
             self.elsewhere.add(digest)
             return False
+        self._taken.add(digest)  # before the catalog is asked, which may not answer
         if self._unknown(digest):
-            self._taken.add(digest)
             return True
+        self._taken.discard(digest)
         self._held.release(self._space_id, {digest})
         return False

@@ -1,5 +1,6 @@
 """The whole job in this process: scan, extract, commit, publish; each case on a real tree."""
 
+import hashlib
 import http.server
 import os
 import shutil
@@ -687,6 +688,58 @@ def test_an_order_that_comes_again_does_nothing(options):
     assert extract_step(order) == {}
     finish_run(bench.catalog, lease, "done")
     assert count(options, Part, Part.space_id == space.id) == 1
+
+
+def once(act, error):
+    """Return ``act``, which raises the error the first time."""
+    left = [error]
+
+    def trying(*given, **named):
+        if left:
+            raise left.pop()
+        return act(*given, **named)
+
+    return trying
+
+
+@pytest.fixture
+def one_chunk(options):
+    """Return an order of five files, of a run that is going."""
+    go(options, choice=SpaceChoice(model="squeezenet1_0", weights="random:1"))
+    bench = bench_for(options.home, options.catalog_url)
+    space, _ = make_space(bench.catalog, TINY)
+    lease = start_run(bench.catalog, "index")
+    chunk = claim_chunk(bench.catalog, lease, space, number=1, limit=5)
+    yield ChunkOrder(
+        Place(options.home, options.catalog_url, lease), space.name, chunk, "cpu", 2, 2
+    )
+    finish_run(bench.catalog, lease, "done")
+
+
+def test_a_catalog_that_does_not_answer_holds_no_image_for_ever(one_chunk, monkeypatch):
+    import flows.job.extraction
+
+    ask = once(flows.job.extraction.known_digest, CatalogError("the server restarts"))
+    monkeypatch.setattr(flows.job.extraction, "known_digest", ask)
+    with pytest.raises(CatalogError, match="restarts"):
+        extract_step(one_chunk)
+    again = extract_step(one_chunk)
+    assert (again["outcomes"], again["left"]) == ({"extracted": 5}, [])
+
+
+def test_a_run_ends_though_an_image_stays_in_work(options, tree):
+    shutil.copy(tree / "family-000" / "plain.jpg", tree / "copy.jpg")
+    go(options, choice=SpaceChoice(model="squeezenet1_0", weights="random:1"))
+    bench = bench_for(options.home, options.catalog_url)
+    space, _ = make_space(bench.catalog, TINY)
+    held = (tree / "copy.jpg").read_bytes()
+    assert bench.digests.take(space.id, hashlib.sha256(held).digest())  # never let go
+    with PlainSteps() as steps:
+        report = run_index(options, steps=steps, progress=Progress("silent"))
+    clear_bench(options.home, options.catalog_url)
+    assert report.extracted == 2 * len(VARIATIONS) - 1
+    assert count(options, Claim) == 0
+    assert go(options).extracted == 1
 
 
 def at_another_process(options, lease, boot=None):
