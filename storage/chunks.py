@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -23,6 +24,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from storage.catalog import Catalog
 from storage.database import insert_into
+from storage.errors import LeaseLost
 from storage.excludes import Globs
 from storage.pending import Scope, in_scope, pending, settled
 from storage.runs import Lease, check_lease
@@ -150,8 +152,12 @@ def still_claimed(catalog: Catalog, lease: Lease, chunk: Chunk) -> Chunk | None:
 
 
 def give_back(catalog: Catalog, lease: Lease, chunk: Chunk) -> None:
-    """Drop the claims of a chunk: its files are pending for everyone again."""
-    with catalog.write() as conn:
+    """Drop the claims of a chunk: its files are pending for everyone again.
+
+    Nothing happens where the lease is lost: the claims went with it.
+    """
+    with suppress(LeaseLost), catalog.write() as conn:
+        check_lease(conn, lease)  # Postgres: locks the run before its claims, as `reap` does
         conn.execute(delete(Claim).where(*claims_of(lease, chunk)))
 
 

@@ -157,6 +157,26 @@ def test_what_is_given_back_is_pending_for_everyone(job: Job, catalog: Catalog) 
     assert pending_elsewhere(catalog, other, job.space) == 0
 
 
+def test_whoever_gives_back_waits_for_those_who_declare_the_run_dead(
+    job: Job, catalog: Catalog
+) -> None:
+    enter(catalog, job.folder, 3)
+    chunk = job.claim(limit=3)
+    assert chunk is not None
+    crashed = update(Run).where(Run.id == job.lease.run_id).values(state="crashed", token="")
+    giving = threading.Thread(target=give_back, args=(catalog, job.lease, chunk))
+    with catalog.write() as conn:
+        conn.execute(crashed)
+        giving.start()
+        giving.join(0.5)
+        assert giving.is_alive()
+        conn.execute(delete(Claim).where(Claim.run_id == job.lease.run_id))
+    giving.join(20)
+    assert not giving.is_alive()
+    assert claims(catalog) == []
+    give_back(catalog, job.lease, chunk)  # nothing to say: the claims went with the lease
+
+
 def test_a_run_that_was_declared_dead_claims_nothing(job: Job, catalog: Catalog) -> None:
     enter(catalog, job.folder, 1)
     with catalog.write() as conn:
