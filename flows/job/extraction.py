@@ -11,6 +11,7 @@ from flows.errors import Stopped
 from flows.job.digests import Wanted
 from flows.job.engines import Seat, cores, opened
 from flows.job.orders import ChunkOrder
+from flows.job.patience import patiently
 from flows.job.remote import following
 from flows.job.worker import Bench, bench_for
 from storage.chunks import Chunk, give_back, still_claimed
@@ -27,8 +28,8 @@ def extract_step(order: ChunkOrder) -> dict[str, Any]:
 
     What was not finished (a stop was asked for) is given back.  Returns the outcomes, failures by
     class, seconds by stage and in all, and the files that were ``left``: another chunk of this
-    process had their image in work.  Empty where there was nothing to do any more: a chunk can be
-    handed out again after its commit, when the worker that made it is lost.
+    process had their image in work.  Empty after a stop; else because there was nothing to do any
+    more, as a commit before has succeeded and its answer was lost, with a worker for example.
     """
     with following(bench_for(order.place.home, order.place.catalog_url), order.place) as bench:
         chunk = still_claimed(bench.catalog, order.place.lease, order.chunk)
@@ -65,20 +66,36 @@ def _extract(bench: Bench, order: ChunkOrder) -> dict[str, Any]:
                     order.place.lease.run_id, extracted.vectors, extracted.digests, facts=facts
                 )
         with timed(seconds, "commit"):
-            result = commit_chunk(
-                bench.catalog,
-                order.place.lease,
+            result = _commit(
+                bench,
+                order,
                 space,
-                order.chunk,
                 reads=_reads(order.chunk, done),
                 failures=_failures(extracted.failures),
                 part=part,
             )
+    if result is None:
+        return {}
     return {
         **_chunk_result(result, seconds),
         "left": [read.key for read in extracted.reads if read.digest in wanted.elsewhere],
         "duration_s": time.perf_counter() - started,
     }
+
+
+def _commit(bench: Bench, order: ChunkOrder, space: SpaceInfo, **what: Any) -> CommitResult | None:
+    """Commit a chunk, also where the catalog is busy for long; None where the answer was lost."""
+    tried = False
+
+    def commit() -> CommitResult | None:
+        nonlocal tried
+        lease, chunk = order.place.lease, order.chunk
+        if tried and still_claimed(bench.catalog, lease, chunk) is None:
+            return None
+        tried = True
+        return commit_chunk(bench.catalog, lease, space, chunk, **what)
+
+    return patiently(bench.stop, commit)
 
 
 def _vectors(

@@ -13,9 +13,11 @@ from flows.errors import WorkerLost
 from flows.job.claiming import Claiming
 from flows.job.extraction import default_workers, give_back_chunk
 from flows.job.orders import ChunkOrder
+from flows.job.patience import patiently
 from flows.job.progress import counted
 from flows.job.steps import Handle, Steps
 from storage.chunks import Chunk
+from storage.entered import entered_by
 from storage.errors import StorageError
 from storage.runs import ask_to_stop
 from storage.spaces import SpaceInfo
@@ -92,6 +94,8 @@ class Extraction:
         self._space = space
         self._claiming = claiming
         self._window = Window(job.steps)
+        self._extracted_before = job.report.extracted
+        self._unanswered = 0
         # Where all fits into one chunk nobody needs to know the devices, which takes torch.
         self._alone = not job.steps.remote and pending <= claiming.size.limit
 
@@ -116,6 +120,7 @@ class Extraction:
                 else:
                     self._window.begin(self._order(chunk))
             self._land_all()
+        self._make_up_for_lost_answers()
 
     @contextmanager
     def _landing(self) -> Iterator[None]:
@@ -173,11 +178,10 @@ class Extraction:
     def _add(self, landed: Landed) -> None:
         job, chunk, result = self._job, landed.order.chunk, landed.result
         if not result:
-            if job.steps.remote and not job.stopped:
-                job.report.warnings.append(
-                    f"chunk {chunk.number} was finished by a worker that was lost before it told: "
-                    f"the numbers of this report lack {counted(len(chunk.work), 'file')}"
-                )
+            if not job.bench.ending.is_set():
+                self._unanswered += len(chunk.work)
+                if job.steps.remote:
+                    job.progress.advance(len(chunk.work))
             return
         job.report.add_chunk(result)
         left = result["left"]
@@ -188,11 +192,32 @@ class Extraction:
             job.progress.advance(len(chunk.work), result["outcomes"].get("failed", 0))
         job.progress.advance(-len(left))  # they come again
 
+    def _make_up_for_lost_answers(self) -> None:
+        """Take from the catalog what was extracted without an answer: it was committed."""
+        if not self._unanswered:
+            return
+        job = self._job
+        entered = patiently(
+            job.bench.stop, lambda: entered_by(job.catalog, job.place.lease, self._space)
+        )
+        found = max(entered - (job.report.extracted - self._extracted_before), 0)
+        job.report.extracted += found
+        job.report.warnings.append(
+            f"{counted(self._unanswered, 'file')}: the answer of their worker was lost after the "
+            f"commit; {found:,} extracted are counted from the catalog, the other numbers of this "
+            "report lack these files"
+        )
+
     def _note_loss(self, chunk: Chunk, error: WorkerLost) -> None:
-        again = self._claiming.lost(chunk)
-        then = "they are tried again" if again else "the next run tries them again"
-        files = counted(len(chunk.work), "file")
-        self._job.report.warnings.append(f"chunk {chunk.number}, {files}: {error}; {then}")
+        report, files = self._job.report, counted(len(chunk.work), "file")
+        given_up = len(chunk.work) - self._claiming.lost(chunk)
+        if not given_up:
+            report.warnings.append(f"chunk {chunk.number}, {files}: {error}; they are tried again")
+            return
+        some = "" if given_up == len(chunk.work) else f"{given_up:,} of "
+        report.trouble(
+            3, f"{some}{files} were given up: {error}, each time; the next run tries them again"
+        )
 
     def _give_back(self, order: ChunkOrder) -> None:
         with suppress(StorageError):
