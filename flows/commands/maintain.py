@@ -3,7 +3,7 @@
 import click
 
 from flows.commands.base import Command, json_option
-from flows.commands.show import printable, write_json
+from flows.commands.show import leave
 
 
 @click.command(
@@ -41,7 +41,4 @@ def command(ctx: click.Context, repair: bool, no_verify: bool, quiet: bool, as_j
     options = upkeep_options(ctx.ensure_object(dict), repair=repair, verify=not no_verify)
     with Progress("silent" if quiet or as_json else "auto") as progress:
         report = maintain(options, progress)
-    write_json(report.to_json()) if as_json else click.echo(report.to_text())
-    for line in report.trouble_lines():
-        click.echo(f"lookalike: {printable(line)}", err=True)
-    ctx.exit(report.exit_code())
+    leave(ctx, report, as_json=as_json)

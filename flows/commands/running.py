@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from flows.commands.base import json_option
-from flows.commands.show import printable, write_json
+from flows.commands.show import leave, write_json
 
 if TYPE_CHECKING:
     from flows.job.loop import IndexOptions
@@ -102,7 +102,4 @@ def _run(
 
     with Progress("silent" if quiet else "auto") as progress:
         report = run(options, progress, prefect=prefect)
-    write_json(report.to_json()) if as_json else click.echo(report.to_text())
-    for line in report.trouble_lines():
-        click.echo(f"lookalike: {printable(line)}", err=True)
-    ctx.exit(report.exit_code())
+    leave(ctx, report, as_json=as_json)

@@ -2,8 +2,12 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from flows.job.told import Told
 
 
 def printable(path: bytes | str) -> str:
@@ -70,3 +74,11 @@ def write_json(value: object) -> None:
     from flows.job.report import dump
 
     click.echo(dump(value))
+
+
+def leave(ctx: click.Context, report: "Told", *, as_json: bool) -> None:
+    """Tell how a run ended, its troubles on stderr, and leave with its exit code."""
+    write_json(report.to_json()) if as_json else click.echo(report.to_text())
+    for line in report.trouble_lines():
+        click.echo(f"lookalike: {printable(line)}", err=True)
+    ctx.exit(report.exit_code())

@@ -6,13 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flows.job.progress import counted
+from flows.job.troubles import Troubles
 from flows.job.wording import BUT, STAGES, THREADS, TOO_SHORT, WHY
 
 EDITED = ("size", "mtime", "ctime", "inode")
 """Reasons of files that were known and look different now."""
-
-EXIT_ORDER = (130, 5, 7, 4, 6, 3)
-"""Which exit code wins where several apply."""
 
 RECALL = "recall@10"
 """How ``storage.recall`` measures an index."""
@@ -22,7 +20,7 @@ TELLING_S = 2.0
 
 
 @dataclass
-class Report:
+class Report(Troubles):
     """Counts, reasons, seconds by stage and troubles of one run."""
 
     run_id: str = ""
@@ -111,10 +109,6 @@ class Report:
         self.roots.append({"root": root, "held": line})
         self.trouble(6, line)
 
-    def trouble(self, exit_code: int, line: str) -> None:
-        """Record a trouble that does not end the run, with the exit code that it causes."""
-        self.troubles.setdefault(exit_code, []).append(line)
-
     def failed_share(self) -> float:
         """Return which share of the images that needed a vector failed in this run."""
         return self.failed / max(self.failed + self.extracted, 1)
@@ -128,14 +122,9 @@ class Report:
             share = f"{self.failed_share():.0%} of the images failed"
             self.trouble(7, f"{share}, --max-failures allows {max_failures:.0%}")
 
-    def exit_code(self) -> int:
-        """Return the exit code: 0, or the first of 130, 5, 7, 4, 6, 3 that applies."""
-        codes = set(self.troubles)
-        if self.interrupted:
-            codes.add(130)
-        if self.failed:
-            codes.add(3)
-        return next((code for code in EXIT_ORDER if code in codes), 0)
+    def exit_codes(self) -> set[int]:
+        """Return the exit codes that apply; images that failed are 3."""
+        return super().exit_codes() | ({3} if self.failed else set())
 
     def limiting(self) -> str:
         """Return one plain sentence about the stage that took the most time."""
@@ -148,8 +137,7 @@ class Report:
         """Return the report as plain values, ``exit_code`` among them."""
         values = asdict(self)
         values["limits"] = self.limits or self.limiting()
-        values["troubles"] = {str(code): lines for code, lines in self.troubles.items()}
-        return {**values, "exit_code": self.exit_code()}
+        return {**values, "troubles": self.trouble_values(), "exit_code": self.exit_code()}
 
     def to_text(self) -> str:
         """Return the report for a terminal: one line where nothing happened, else about ten."""
@@ -252,10 +240,6 @@ class Report:
         said = f"{self.index['factory']}, {counted(self.index['n'], 'vector')}{where}"
         recall = self.index.get("recall")
         return f"  index      {said}" + ("" if recall is None else f", {RECALL} {recall:.3f}")
-
-    def trouble_lines(self) -> list[str]:
-        """Return the troubles, one line each, the gravest first."""
-        return [line for code in EXIT_ORDER for line in self.troubles.get(code, [])]
 
 
 def _table(head: tuple[str, str], rows: Any) -> str:

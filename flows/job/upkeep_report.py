@@ -6,7 +6,8 @@ from typing import Any
 
 from flows.commands.show import size
 from flows.job.progress import counted
-from flows.job.report import EXIT_ORDER, RECALL
+from flows.job.report import RECALL
+from flows.job.troubles import Troubles
 from flows.job.wording import BUT
 from storage.check import Finding
 from storage.compact import CompactResult
@@ -26,7 +27,7 @@ AGAIN = {
 
 
 @dataclass
-class UpkeepReport:
+class UpkeepReport(Troubles):
     """Findings, counts, seconds by step and troubles of one run of ``lookalike maintain``."""
 
     run_id: str = ""
@@ -51,9 +52,9 @@ class UpkeepReport:
     troubles: dict[int, list[str]] = field(default_factory=dict)
     """One line a trouble, by the exit code that it causes."""
 
-    def trouble(self, exit_code: int, line: str) -> None:
-        """Record a trouble that does not end the run, with the exit code that it causes."""
-        self.troubles.setdefault(exit_code, []).append(line)
+    def finish(self, duration_s: float) -> None:
+        """Set how long the run took."""
+        self.duration_s = duration_s
 
     def add_findings(self, findings: Iterable[Finding]) -> None:
         """Add what the check found; what is wrong and was not mended is a trouble (exit 5)."""
@@ -103,19 +104,10 @@ class UpkeepReport:
         if made["fallen"]:
             self.warnings.append(made["fallen"])
 
-    def exit_code(self) -> int:
-        """Return the exit code: 0, or the first of 130, 5, 7, 4, 6, 3 that applies."""
-        codes = {*self.troubles, *([130] if self.interrupted else [])}
-        return next((code for code in EXIT_ORDER if code in codes), 0)
-
-    def trouble_lines(self) -> list[str]:
-        """Return the troubles, one line each, the gravest first."""
-        return [line for code in EXIT_ORDER for line in self.troubles.get(code, [])]
-
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values, ``exit_code`` among them."""
-        troubles = {str(code): lines for code, lines in self.troubles.items()}
-        return {**asdict(self), "troubles": troubles, "exit_code": self.exit_code()}
+        ended = {"troubles": self.trouble_values(), "exit_code": self.exit_code()}
+        return {**asdict(self), **ended}
 
     def to_text(self) -> str:
         """Return the report for a terminal: a line for the whole, and one for each step."""

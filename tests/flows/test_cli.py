@@ -18,7 +18,7 @@ from flows.cli import COMMANDS, EXIT_CODES, cli, expected_code, main
 from flows.commands.base import Command, Group, settings_of
 from flows.commands.show import printable, size, table, when
 from flows.errors import FlowError
-from flows.job.report import EXIT_ORDER
+from flows.job.troubles import EXIT_ORDER
 from search.errors import QueryError
 from storage import errors as storage_errors
 from storage.catalog import Catalog

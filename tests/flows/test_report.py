@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from flows.job.report import EXIT_ORDER, Report, dump
+from flows.job.report import Report, dump
+from flows.job.troubles import EXIT_ORDER
 from flows.job.wording import STAGES, TOO_SHORT, WHY
 from storage.changes import Reason
 
