@@ -33,7 +33,7 @@ def carry_out(options: IndexOptions, progress: Progress, flow_run: str | None) -
 
 def tables(report: Report, catalog: Catalog) -> list[Table]:
     """Return the table of the failures."""
-    return [failure_table(report.failures, catalog)]
+    return [failure_table(report.failures, catalog, report.run_id)]
 
 
 JOB = FlowJob("index", carry_out, tags_of, tables, Report.to_line)

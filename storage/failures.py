@@ -54,7 +54,11 @@ class FailureInfo:
 
 
 def list_failures(
-    catalog: Catalog, space: SpaceInfo | None = None, limit: int = 100
+    catalog: Catalog,
+    space: SpaceInfo | None = None,
+    limit: int = 100,
+    *,
+    run_id: str | None = None,
 ) -> list[FailureInfo]:
     """Return the latest failures that concern a live file.
 
@@ -62,8 +66,14 @@ def list_failures(
     ----------
     space
         Only what keeps a file out of this space; None is everything recorded.
+    limit
+        Most failures.
+    run_id
+        Only those whose latest attempt was this run's.
     """
     query = select(*Failure.__table__.c).where(_concerns(space))
+    if run_id is not None:
+        query = query.where(Failure.run_id == run_id)
     query = query.order_by(Failure.last_at.desc(), Failure.id.desc()).limit(limit)
     with catalog.read() as conn:
         failures = conn.execute(query).all()

@@ -118,10 +118,13 @@ def publish_report(
         say(f"Prefect did not get the report: {error}")
 
 
-def failure_table(failures: Mapping[str, int], catalog: Catalog) -> Table:
-    """Return class, number and an example of a run's failures by class, the most frequent first."""
+def failure_table(failures: Mapping[str, int], catalog: Catalog, run_id: str) -> Table:
+    """Return class, number and an example of a run's failures by class, the most frequent first.
+
+    A copy of a picture that failed in an earlier run is counted and has no example.
+    """
     examples: dict[str, str] = {}
-    for failure in list_failures(catalog, limit=LOOKED_AT) if failures else ():
+    for failure in list_failures(catalog, limit=LOOKED_AT, run_id=run_id) if failures else ():
         line = f"{os.fsdecode(failure.path)}: {failure.message}"
         examples.setdefault(failure.failure_class, safe(line))
     ordered = sorted(failures.items(), key=lambda item: (-item[1], item[0]))

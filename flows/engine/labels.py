@@ -1,8 +1,9 @@
 """By what a person tells the runs in Prefect apart: their names and their tags."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime, time
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -21,19 +22,44 @@ OURS = "lookalike"
 SHOWN = 3
 """Roots in a name; a tag there is for each of the first ``TAGGED``."""
 TAGGED = 20
+LONGEST = 24
+"""Characters of a glob in a name."""
 
 
 def run_name(kind: str) -> str:
-    """Return the name of the run that begins: its deployment or kind, roots, space, date."""
+    """Return the name of the run that begins: its deployment or kind, what it is about, its date.
+
+    What it is about are its roots and its space; of a back-fill also which files.
+    """
     asked = flow_run.get_parameters()
     how = asked.get("space") or "-".join(filter(None, (asked.get("model"), asked.get("layer"))))
-    words = [_deployment() or kind, *_short(asked.get("roots") or ()), how, _date()]
-    return " ".join(filter(None, words))
+    roots = _short(asked.get("roots") or ())
+    return " ".join(filter(None, [_deployment() or kind, *roots, how, *_only(asked), _date()]))
 
 
 def _short(roots: Sequence[str]) -> list[str]:
     names = [os.path.basename(root.rstrip("/")) or root for root in roots[:SHOWN]]
     return [*names, "..."] if len(roots) > SHOWN else names
+
+
+def _only(asked: Mapping[str, Any]) -> Iterator[str]:
+    if asked.get("failed"):
+        yield "failed"
+    globs = asked.get("globs") or ()
+    if globs:
+        glob = globs[0] if len(globs[0]) <= LONGEST else f"{globs[0][: LONGEST - 3]}..."
+        yield glob if len(globs) == 1 else f"{glob} ..."
+    since, until = _moment(asked.get("since")), _moment(asked.get("until"))
+    if since or until:
+        yield f"{since}..{until}"
+
+
+def _moment(text: str | None) -> str:
+    """Return a moment as it was typed, or where it is a date and a time, to the minute."""
+    with suppress(ValueError):
+        when = datetime.fromisoformat(text or "")
+        return when.strftime("%Y-%m-%dT%H:%M" if when.time() != time() else "%Y-%m-%d")
+    return text or ""
 
 
 def _deployment() -> str | None:
@@ -46,11 +72,11 @@ def _deployment() -> str | None:
 
 
 def _date() -> str:
-    """Return when a scheduled run was to begin, by this machine's clock; else nothing."""
+    """Return when a scheduled run was to begin, else what time it is, by this machine's clock."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run is None or not run.auto_scheduled or run.expected_start_time is None:
-        return ""
+        return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
     return run.expected_start_time.astimezone().strftime("%Y-%m-%d %H:%M")
 
 

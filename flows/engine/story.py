@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +16,17 @@ from flows.engine.artifacts import ProgressArtifact, Table, publish_report
 from flows.engine.call import Call, carrying_out, current_call
 from flows.engine.labels import Tagging
 from flows.job.parameters import safe
-from flows.job.progress import Progress
+from flows.job.patience import patiently
+from flows.job.progress import Progress, counted
 from flows.job.signals import stop_on_signals
 from flows.job.told import Asked, Told
-from flows.job.worker import clear_bench
+from flows.job.worker import bench_for, clear_bench
 from storage.catalog import Catalog
 
 FAILS = (7, 5, 4)
 """Exit codes that make a failed run of a flow."""
+MOST = 500
+"""Characters of what happened, and of a warning, in the message of a state."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,28 @@ class FlowJob:
 def job_state(options_of: Callable[[], Asked], job: FlowJob) -> State[dict[str, Any]]:
     """Carry out the job inside a flow, and return the state that tells how it ended.
 
-    ``options_of`` is asked where Prefect has started the flow; else the caller has said what to do.
+    Nothing is raised from here: Prefect would keep the exception in a pickle.  ``options_of`` is
+    asked where Prefect has started the flow; else the caller has said what to do.
     """
     call = current_call()
-    if call is not None:
+    try:
+        if call is None:
+            return _on_its_own(options_of(), job)
         with TagsContext(current_tags=set()):  # a task's tag costs it a question to the API
             return _carried_out(call, job)
-    options = options_of()
+    except Exception as error:  # noqa: BLE001 - the caller raises it again
+        if call is not None and call.report is None:
+            call.error = error
+        if getattr(error, "exit_code", None) is None:  # a bug
+            get_run_logger().exception("The job has ended by an error that nobody expected")
+        return Failed(message=_short(safe(f"{type(error).__name__}: {error}")))
+
+
+def _on_its_own(options: Asked, job: FlowJob) -> State[dict[str, Any]]:
+    """Carry out the job for nobody but Prefect, whose flow may begin while the catalog restarts."""
     with ExitStack() as stack:
         stack.callback(clear_bench, options.home, options.catalog_url)
+        patiently(threading.Event(), lambda: bench_for(options.home, options.catalog_url))
         call = Call(options, stack.enter_context(Progress("silent")))
         stack.enter_context(carrying_out(call))
         if threading.current_thread() is threading.main_thread():
@@ -62,23 +78,16 @@ def job_state(options_of: Callable[[], Asked], job: FlowJob) -> State[dict[str, 
 
 
 def _carried_out(call: Call, job: FlowJob) -> State[dict[str, Any]]:
-    """Run the job inside the flow.
-
-    Nothing is raised from here: Prefect would keep the exception in a pickle.
-    """
     tagging = Tagging(job.kind, lambda: job.tags(call.options, call.bench.catalog))
-    try:
-        with _handler_kept(call), ProgressArtifact(job.kind, call.progress) as shown:
-            tagging.send()
-            report = job.carry_out(call.options, call.progress, flow_run.get_id())
-            call.report = report
-            if not report.interrupted and call.api_answers():
-                shown.complete()
-    except Exception as error:  # noqa: BLE001 - the caller raises it again
-        call.error = error
-        if getattr(error, "exit_code", None) is None:  # a bug
-            get_run_logger().exception("The job has ended by an error that nobody expected")
-        return Failed(message=safe(f"{type(error).__name__}: {error}"))
+    with _handler_kept(call), ProgressArtifact(job.kind, call.progress) as shown:
+        tagging.send()
+        report = job.carry_out(call.options, call.progress, flow_run.get_id())
+        call.report = report
+        if not report.interrupted and call.api_answers():
+            shown.complete()
+    log = get_run_logger()
+    for warning in report.warnings:
+        log.warning("%s", safe(warning))
     if call.api_answers():
         tagging.send()
         tables = lambda: job.tables(report, call.bench.catalog)  # noqa: E731
@@ -88,12 +97,26 @@ def _carried_out(call: Call, job: FlowJob) -> State[dict[str, Any]]:
 
 def final_state(report: Told, line: str) -> State[dict[str, Any]]:
     """Return the state that tells how a run ended; ``line`` says it in short."""
-    said = safe(line)
+    said = _short(safe(line))
+    warned = _warned(report.warnings)
     if report.interrupted:
-        return Cancelled(message=f"{said}; the next run goes on from here")
+        return Cancelled(message=f"{said}; the next run goes on from here{warned}")
     if report.exit_code() in FAILS:
-        return Failed(message=safe("; ".join(report.trouble_lines()) or said))
-    return Completed(message=said, data=report.to_json())
+        troubles = _short(safe("; ".join(report.trouble_lines())))
+        return Failed(message=f"{troubles or said}{warned}")
+    return Completed(message=f"{said}{warned}", data=report.to_json())
+
+
+def _warned(warnings: Sequence[str]) -> str:
+    """Return how many warnings there are, and the first of them."""
+    if not warnings:
+        return ""
+    return f"; {counted(len(warnings), 'warning')}: {_short(safe(warnings[0]))}"
+
+
+def _short(text: str) -> str:
+    """Return a text that fits into a state, which lists show in one line."""
+    return text if len(text) <= MOST else f"{text[: MOST - 3]}..."
 
 
 @contextmanager

@@ -22,6 +22,10 @@ class Told(Protocol):
     def interrupted(self) -> bool:
         """Whether the run was stopped before its end."""
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know though it is no trouble, one line each."""
+
     def exit_code(self) -> int:
         """Return the exit code of the command, as ``flows.cli`` lists them."""
 

@@ -6,12 +6,14 @@ Ordinary functions on this process's threads, no Prefect.  ``maintain`` is for a
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from flows.errors import Stopped
 from flows.job.extraction import default_workers
+from flows.job.opened import opened_run
 from flows.job.orders import Place, PublishOrder
+from flows.job.patience import patiently
 from flows.job.progress import Progress, counted
 from flows.job.rereading import Rereader
 from flows.job.signals import stop_on_signals
@@ -29,15 +31,16 @@ from storage.errors import (
     PartError,
     RootUnavailable,
     SpaceError,
-    StorageError,
 )
 from storage.file_rows import prune_root
 from storage.guard import preflight
 from storage.publish import publish_due
 from storage.rehash import SLICES, count_slice, next_slice, rehash
 from storage.roots import RootInfo, list_roots
-from storage.runs import Heartbeat, Lease, finish_run, reap, start_run
+from storage.runs import Lease
 from storage.spaces import SpaceInfo, list_spaces
+
+Answer = TypeVar("Answer")
 
 KIND = "maintenance"
 """Of the runs in the catalog."""
@@ -65,9 +68,13 @@ class Upkeep:
         """Whether the run was asked to stop."""
         return self.bench.stop.is_set()
 
+    def ask(self, question: Callable[[Catalog], Answer]) -> Answer:
+        """Return what the catalog answers; it is asked again where it was busy or out of reach."""
+        return patiently(self.bench.stop, lambda: question(self.catalog))
+
     def roots(self) -> Iterator[RootInfo]:
         """Yield the roots that can be trusted now; the others are reported once."""
-        for root in list_roots(self.catalog):
+        for root in self.ask(list_roots):
             if self.stopped:
                 return
             try:
@@ -81,7 +88,7 @@ class Upkeep:
 
     def spaces(self) -> Iterator[SpaceInfo]:
         """Yield the spaces, until the run is to stop."""
-        for space in list_spaces(self.catalog):
+        for space in self.ask(list_spaces):
             if self.stopped:
                 return
             yield space
@@ -108,30 +115,10 @@ def run_maintenance(options: UpkeepOptions, progress: Progress) -> UpkeepReport:
     after the run has given back what it held.
     """
     bench = bench_for(options.home, options.catalog_url)
-    started = time.perf_counter()
-    reap(bench.catalog)
-    lease = start_run(bench.catalog, KIND, options.flow_run)
-    report = UpkeepReport(run_id=lease.run_id)
-    upkeep = Upkeep(options, progress, bench, lease, report)
-    state = "failed"
-    try:
-        with Heartbeat(bench.catalog, lease), suppress(Stopped):
-            _work(upkeep)
-        state = "interrupted" if upkeep.stopped else "done"
-    finally:
-        report.interrupted = upkeep.stopped
-        report.duration_s = time.perf_counter() - started
-        _close_run(upkeep, state)
+    report = UpkeepReport()
+    with opened_run(bench, report, KIND, options.flow_run, report.finish) as lease:
+        _work(Upkeep(options, progress, bench, lease, report))
     return report
-
-
-def _close_run(upkeep: Upkeep, state: str) -> None:
-    try:
-        finish_run(upkeep.catalog, upkeep.lease, state, upkeep.report.to_json())
-    except StorageError as error:
-        if state != "failed":  # else the first trouble is the one to tell
-            raise
-        upkeep.report.warnings.append(str(error))
 
 
 def _work(upkeep: Upkeep) -> None:
@@ -175,8 +162,8 @@ def _rehash(upkeep: Upkeep) -> None:
     roots = [root.id for root in upkeep.roots()]
     if not roots:
         return
-    number = next_slice(upkeep.catalog)
-    files = count_slice(upkeep.catalog, number, roots)
+    number = upkeep.ask(next_slice)
+    files = upkeep.ask(lambda catalog: count_slice(catalog, number, roots))
     said = f"reading {counted(files, 'file')} again: slice {number + 1} of {SLICES}"
     upkeep.progress.note(said)
     upkeep.progress.pending(files)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,15 @@ from sqlalchemy import func, select, update
 from extractor.threads import Room
 from flows.cli import cli
 from flows.engine.environment import TAMED
+from flows.job import patience
 from flows.job.loop import IndexOptions, run_index
+from flows.job.opened import opened_run
 from flows.job.progress import Progress
 from flows.job.rereading import reread
 from flows.job.spaces import SpaceChoice
 from flows.job.steps import PlainSteps
 from flows.job.told import Told
-from flows.job.upkeep import run_maintenance
+from flows.job.upkeep import Upkeep, run_maintenance
 from flows.job.upkeep_options import UpkeepOptions, upkeep_options
 from flows.job.upkeep_report import UpkeepReport
 from flows.job.worker import bench_for, clear_bench
@@ -36,6 +39,7 @@ from storage.scan import Signature
 from storage.spaces import list_spaces
 from storage.tables import Claim, File, Generation, Part, Run, Vector
 from tests.flows.contents import assert_same, contents
+from tests.flows.gate import gate
 from tests.flows.terminal import CHECKOUT, loaded, lookalike
 from tests.flows.test_prefect import Api
 
@@ -590,7 +594,7 @@ def test_the_flow_does_the_same_and_shows_it(sqlite_template, tmp_path, tree, mo
     assert told["rehash"]["rotten"][0]["path"] == str(tree / name)
     assert damaged.name == run.state.name == "Failed"
     assert "checksum" in run.state.message
-    assert run.name == "maintenance"
+    assert re.fullmatch(r"maintenance [-\d]{10} [:\d]{8}", run.name)
     assert run.tags == ["lookalike", "maintenance", "space:shufflenet_v2_x0_5-mean"]
     assert run.parameters["home"] == home.path
     assert kept["maintenance-report"].startswith("# Done, but the store is in trouble")
@@ -599,6 +603,31 @@ def test_the_flow_does_the_same_and_shows_it(sqlite_template, tmp_path, tree, mo
     assert (kind, state, report["exit_code"]) == ("maintenance", "done", 5)
     flow_runs = rows(home, select(Run.flow_run).order_by(Run.started_at.desc()).limit(1))
     assert flow_runs == [(str(run.id),)]
+
+
+@pytest.mark.postgres
+def test_a_restart_of_postgres_ends_no_run(tmp_path, postgres_url, monkeypatch):
+    """Neither where the run begins, nor at a question on its way, nor where it ends."""
+    monkeypatch.setattr(patience, "AGAIN_AFTER_S", (0.1, 0.1, 0.1))
+    home, report = str(tmp_path / "home"), UpkeepReport()
+    with gate(postgres_url) as way:
+        bench = bench_for(home, way.url)
+        try:
+            way.restart(refused=2)
+            with opened_run(bench, report, "maintenance", None, report.finish) as lease:
+                assert way.left() == 0
+                upkeep = Upkeep(
+                    UpkeepOptions(home, way.url), Progress("silent"), bench, lease, report
+                )
+                way.restart(refused=2)
+                assert list(upkeep.spaces()) == list(upkeep.roots()) == []
+                assert way.left() == 0
+                way.restart(refused=2)
+            assert way.left() == 0
+        finally:
+            clear_bench(home, way.url)
+    assert report.run_id == lease.run_id
+    assert last_run(Home(home, postgres_url))[:2] == ("maintenance", "done")
 
 
 def test_each_parameter_of_the_flow_is_described_in_its_form():

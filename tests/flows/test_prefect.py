@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -28,6 +29,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from flows.engine import in_process as prefect_run
 from flows.engine.environment import TAMED
 from flows.engine.in_process import run_with_prefect
+from flows.job import patience
 from flows.job.loop import IndexOptions, run_index
 from flows.job.parameters import options_for, parameters_of
 from flows.job.progress import Progress
@@ -52,6 +54,7 @@ from storage.home import Home
 from storage.runs import reap
 from storage.tables import Claim, Run, Vector
 from tests.flows.contents import age, assert_same, contents
+from tests.flows.gate import gate
 from tests.flows.terminal import CHECKOUT
 
 pytestmark = [
@@ -127,6 +130,15 @@ def plainly(options: IndexOptions) -> Report:
         clear_bench(options.home, options.catalog_url)
 
 
+def undated(name: str) -> str:
+    """Return a run's name without the time at its end, which has to be there."""
+    words, dated, rest = re.split(r" (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)$", name)
+    ago = datetime.now(UTC) - datetime.fromisoformat(dated).astimezone()
+    assert abs(ago.total_seconds()) < 3600
+    assert rest == ""
+    return words
+
+
 class Api:
     """What Prefect's API knows of a run."""
 
@@ -188,7 +200,7 @@ def test_a_run_through_a_server_is_the_plain_run_and_is_recorded(
 
     seen = Api(use_server)
     run = seen.run()
-    assert run.name == "index pictures resnet18"
+    assert undated(run.name) == "index pictures resnet18"
     assert run.tags == [
         "lookalike",
         "index",
@@ -239,7 +251,8 @@ def test_a_run_with_a_temporary_server_is_the_plain_run(
     assert_same(contents(str(tmp_path / "plain")), contents(home))
     with locked(os.path.join(home, "prefect")):  # which a server that lives would hold
         pass
-    assert _runs(home) == [*before, ("index pictures resnet18", "COMPLETED")]
+    assert _runs(home)[:-1] == before
+    assert _last_run(home) == ("index pictures resnet18", "COMPLETED")
     assert _task_states(home) == {"COMPLETED"}
 
 
@@ -253,6 +266,11 @@ def _runs(home: str) -> list[tuple[str, str]]:
         return database.execute(
             "select name, state_type from flow_run order by created, id"
         ).fetchall()
+
+
+def _last_run(home: str) -> tuple[str, str]:
+    name, state = _runs(home)[-1]
+    return undated(name), state
 
 
 def _task_states(home: str) -> set[str]:
@@ -418,7 +436,7 @@ def test_a_backfill_tells_its_own_story(tree: str, tmp_path: Path, use_server: s
     assert (report.kind, report.extracted) == ("backfill", 8)
     seen = Api(use_server)
     run = seen.run()
-    assert run.name == "backfill family-000 second"
+    assert undated(run.name) == "backfill family-000 second *.jpg"
     assert sorted(run.tags) == [
         "backfill",
         "lookalike",
@@ -510,7 +528,7 @@ def test_a_deployment_refuses_what_its_form_does_not_allow_and_names_its_runs(
         run_flow(index_images, flow_run=created)
     with seen.client() as client:
         run = client.read_flow_run(created.id)
-    assert run.name == "nightly pictures resnet18"
+    assert undated(run.name) == "nightly pictures resnet18"
     assert run.state.name == "Completed"
     assert set(run.tags) == {
         "photos",
@@ -522,7 +540,7 @@ def test_a_deployment_refuses_what_its_form_does_not_allow_and_names_its_runs(
     assert rows(str(tmp_path / "home"), Run.flow_run) == [(str(run.id),)]
 
 
-def test_runs_of_a_schedule_are_told_apart_by_their_dates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_told_apart_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.client.schemas import FlowRun
     from prefect.context import FlowRunContext
 
@@ -539,11 +557,25 @@ def test_runs_of_a_schedule_are_told_apart_by_their_dates(monkeypatch: pytest.Mo
     try:
         assert named("index", True) == "index 2026-11-22 02:00"
         assert named("maintenance", True, roots=None) == "maintenance 2026-11-22 02:00"
+        assert undated(named("index")) == "index"
         roots = ["/mnt/photos/", "/", "c.tsv", "/d", "/e"]
-        assert named("index", roots=roots, model="vgg16", layer="fc7") == (
+        assert undated(named("index", roots=roots, model="vgg16", layer="fc7")) == (
             "index photos / c.tsv ... vgg16-fc7"
         )
-        assert named("backfill", space="new", model="vgg16") == "backfill new"
+        for asked, words in (
+            ({"space": "new", "model": "vgg16"}, "new"),
+            ({"failed": True}, "failed"),
+            ({"globs": ["*.png"], "failed": False}, "*.png"),
+            ({"globs": ["2019/**", "2020/**"]}, "2019/** ..."),
+            ({"globs": ["a/very/long/way/to/the/pictures/**"]}, "a/very/long/way/to/th..."),
+            ({"since": "7d"}, "7d.."),
+            ({"until": "2026-11-22"}, "..2026-11-22"),
+            (
+                {"since": "2026-11-01T00:00:00+01:00", "until": "2026-11-22T14:30:00+01:00"},
+                "2026-11-01..2026-11-22T14:30",
+            ),
+        ):
+            assert undated(named("backfill", **asked)) == f"backfill {words}"
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -639,7 +671,7 @@ def test_a_run_with_a_lost_root_fails_and_says_why(
 
     assert report.exit_code() == 4
     run = Api(use_server).run()
-    assert run.name == r"index caf\xe9 resnet18"
+    assert undated(run.name) == r"index caf\xe9 resnet18"
     assert run.state.name == "Failed"
     assert r"caf\xe9 are gone" in run.state.message
 
@@ -695,6 +727,126 @@ def test_a_flow_that_prefect_starts_takes_its_settings_from_the_environment(
     assert signal.getsignal(signal.SIGTERM) is before
     plainly(asked(tmp_path / "plain", tree))
     assert_same(contents(str(tmp_path / "plain")), contents(str(tmp_path / "home")))
+
+
+UNREACHABLE = "postgresql://nobody@127.0.0.1:9/nothing"
+REFUSED = [
+    ("backfill:backfill_images", {"since": "2026-11-22", "until": "2026-11-22"}, {}, "FlowError: "),
+    ("index:index_images", {"cluster": "4"}, {}, "FlowError: a cluster is for the runner dask"),
+    ("index:index_images", {}, {"LOOKALIKE_WORKERS": "many"}, "SettingsError: "),
+    ("maintenance:maintain_store", {}, {}, "CatalogError: "),
+    ("index:index_images", {}, {"LOOKALIKE_CATALOG_URL": UNREACHABLE}, "CatalogError: "),
+]
+
+
+@pytest.mark.parametrize(("flow_of", "values", "env", "said"), REFUSED)
+def test_what_can_not_begin_is_a_failed_run_of_one_line(
+    flow_of: str,
+    values: dict[str, Any],
+    env: dict[str, str],
+    said: str,
+    server: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setattr(patience, "AGAIN_AFTER_S", (0.1,))
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    module, _, name = flow_of.partition(":")
+    flow = getattr(import_module(f"flows.{module}"), name)
+    with temporary_settings({PREFECT_API_URL: server[0]}):
+        state = flow(**values, return_state=True)
+    assert state.name == "Failed"
+    assert state.message.startswith(said)
+    assert "\n" not in state.message
+    assert Api(server[0]).run().state.message == state.message
+    assert "exception" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("flow_of", ["index:index_images", "maintenance:maintain_store"])
+def test_a_run_that_begins_while_postgres_restarts_waits_for_it(
+    flow_of: str,
+    tree: str,
+    tmp_path: Path,
+    server: tuple[str, str],
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    home = str(tmp_path / "home")
+    plainly(asked(home, tree, catalog_url=postgres_url))
+    monkeypatch.setattr(patience, "AGAIN_AFTER_S", (0.1, 0.1, 0.1))
+    module, _, name = flow_of.partition(":")
+    flow = getattr(import_module(f"flows.{module}"), name)
+    with gate(postgres_url) as way, temporary_settings({PREFECT_API_URL: server[0]}):
+        monkeypatch.setenv("LOOKALIKE_CATALOG_URL", way.url)
+        way.restart(refused=2)
+        state = flow(home=home, return_state=True)
+        assert way.left() == 0
+    assert state.name == "Completed", state.message
+
+
+def test_warnings_are_in_the_state_and_in_the_log(
+    tree: str, tmp_path: Path, use_server: str
+) -> None:
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+    folder = tmp_path / "caf\udce9"
+    shutil.copytree(Path(tree, "family-000"), folder)
+    age(str(folder))
+    ahead = time.time() + 86400
+    os.utime(folder / "plain.jpg", (ahead, ahead))
+    report = through_prefect(asked(tmp_path / "home", str(folder)))
+    assert report.warnings == ["1 file dated in the future: read again on every run until then"]
+    seen = Api(use_server)
+    run = seen.run()
+    assert run.state.name == "Completed"
+    assert run.state.message == f"{report.to_line()}; 1 warning: {report.warnings[0]}"
+    with seen.client() as client:
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))
+    told = [log.message for log in logs if log.level == logging.WARNING]
+    assert report.warnings[0] in told
+
+
+def test_the_message_of_a_state_is_bounded() -> None:
+    from flows.engine.story import MOST, final_state
+
+    many = Report(warnings=["w" * 9000, "second"])
+    said = str(final_state(many, "Done").message)
+    assert said.startswith("Done; 2 warnings: wwww")
+    assert len(said) < MOST + 50
+    many.trouble(5, "t" * 9000)
+    failed = final_state(many, "Done")
+    assert failed.is_failed()
+    assert len(str(failed.message)) < 2 * MOST + 50
+    many.interrupted = True
+    assert "; the next run goes on from here; 2 warnings: w" in str(
+        final_state(many, "Left").message
+    )
+
+
+def test_an_example_of_a_failure_is_of_the_run_that_tells_it(tmp_path: Path) -> None:
+    from flows.engine.artifacts import failure_table
+
+    home = str(tmp_path / "home")
+    reports = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "broken.jpg").write_text(f"no picture {name}")
+        age(str(folder))
+        reports.append(plainly(asked(home, str(folder))))
+    with Catalog.open(Home(home), write=False) as catalog:
+        tables = [failure_table(report.failures, catalog, report.run_id) for report in reports]
+    for name, table in zip(("one", "two"), tables, strict=True):
+        [row] = table.rows
+        assert (row["class"], row["count"]) == ("unsupported", 1)
+        assert row["example"].startswith(f"{tmp_path / name / 'broken.jpg'}: ")
 
 
 def test_a_flow_runs_in_a_thread_too(tree: str, tmp_path: Path, server: tuple[str, str]) -> None:
