@@ -46,10 +46,16 @@ def steps_of(options: "IndexOptions", say: Say = nobody) -> Iterator[PrefectStep
     context = FlowRunContext.get()
     own = context.task_runner if context else None
     if own is None or (options.runner == "dask" and isinstance(own, ThreadPoolTaskRunner)):
-        with task_runner(options) as runner:
-            yield PrefectSteps(runner, say)
+        with task_runner(options) as runner, _here() as here:
+            yield PrefectSteps(runner, here, say)
     else:
-        yield PrefectSteps(own, say)
+        with _here() as here:
+            yield PrefectSteps(own, here, say)
+
+
+def _here() -> ThreadPoolTaskRunner[Any]:
+    """Return threads for what is carried out once, in this process, wherever the chunks are."""
+    return ThreadPoolTaskRunner(max_workers=1)
 
 
 def task_runner(options: "IndexOptions") -> TaskRunner[Any]:
@@ -61,7 +67,7 @@ def task_runner(options: "IndexOptions") -> TaskRunner[Any]:
     ------
     FlowError
         prefect-dask is not installed, the scheduler does not answer, or its workers could not reach
-        Prefect's API.
+        Prefect's API or the catalog.
     SettingsError
         ``cluster`` is neither an address, a number of workers, nor a usable file.
     """
@@ -75,10 +81,10 @@ def task_runner(options: "IndexOptions") -> TaskRunner[Any]:
         ) from error
     cluster = options.cluster
     if cluster is None or cluster.isdecimal():
-        return _made(_local(options.device, int(cluster or 0)), "--cluster")
+        return _made(options, _local(options.device, int(cluster or 0)), "--cluster")
     if "://" in cluster:
-        return _made({"address": cluster}, "--cluster")
-    return _made(_from_file(cluster), cluster)
+        return _made(options, {"address": cluster}, "--cluster")
+    return _made(options, _from_file(cluster), cluster)
 
 
 def _local(device: str, workers: int) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def _from_file(path: str) -> dict[str, Any]:
     return said
 
 
-def _made(spec: dict[str, Any], origin: str) -> TaskRunner[Any]:
+def _made(options: "IndexOptions", spec: dict[str, Any], origin: str) -> TaskRunner[Any]:
     """Return the runner for the arguments, once it is known that it can work."""
     from prefect_dask.task_runners import DaskTaskRunner
 
@@ -133,6 +139,7 @@ def _made(spec: dict[str, Any], origin: str) -> TaskRunner[Any]:
     if address is not None:
         _check_scheduler(str(address))
     if _elsewhere(spec):
+        _check_catalog(options)
         _check_api()
     if address is not None:
         client = {"timeout": ANSWER_S, **(spec.get("client_kwargs") or {})}
@@ -171,6 +178,15 @@ def _check_scheduler(address: str) -> None:
             f"no Dask scheduler answers at {address} ({error}): start `dask scheduler` there, or "
             "mend --cluster"
         ) from error
+
+
+def _check_catalog(options: "IndexOptions") -> None:
+    """Refuse a catalog that is a file of one machine."""
+    if options.catalog_url is None:
+        raise FlowError(
+            "several hosts can't share a catalog in SQLite: give the run a Postgres one, "
+            "LOOKALIKE_CATALOG_URL=postgresql://..., or work on this machine, --cluster NUMBER"
+        )
 
 
 def _check_api() -> None:

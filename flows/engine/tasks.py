@@ -1,4 +1,4 @@
-"""The steps of a run as Prefect tasks.
+"""The steps of a run as Prefect tasks; those on a cluster are the chunks alone.
 
 A task is a root, a chunk of about 30 s, or an index; never an image.  Nothing that a task takes or
 returns is stored or compared by Prefect: the catalog is the only truth, its records are a view.
@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import TaskRun
-from prefect.context import FlowRunContext
 from prefect.task_runners import TaskRunner
 
 from flows.engine.call import current_call
@@ -77,7 +76,10 @@ class PrefectSteps:
     Parameters
     ----------
     runner
-        What carries the tasks out, already started; None for the flow's own.
+        What carries the chunks out, already started.
+    here
+        What carries out a scan and the building of an index: threads of this process, started.
+        A cluster may repeat what it has, and a scan can't be done twice at once.
     say
         Told where a cluster has no workers yet.
 
@@ -87,14 +89,14 @@ class PrefectSteps:
         Its cluster can't be started or reached.
     """
 
-    def __init__(self, runner: TaskRunner[Any] | None = None, say: Say = nobody) -> None:
-        self._runner = runner or _flows_own()
-        self._crew: Crew | None = crew_of(self._runner, say)
+    def __init__(self, runner: TaskRunner[Any], here: TaskRunner[Any], say: Say = nobody) -> None:
+        self._runner, self._here = runner, here
+        self._crew: Crew | None = crew_of(runner, say)
         self._threads = ThreadSlots()
 
     @property
     def remote(self) -> bool:
-        """Whether the tasks run in other processes."""
+        """Whether the chunks run in other processes."""
         return self._crew is not None
 
     def slots(self, device: str) -> int:
@@ -107,25 +109,20 @@ class PrefectSteps:
 
     def scan(self, order: ScanOrder) -> Handle:
         """Start a scan."""
-        return self._begin(scan, root=safe(os.fsdecode(order.root.path)), sealed=Sealed(order))
+        root = safe(os.fsdecode(order.root.path))
+        begun: Handle = self._here.submit(scan, {"root": root, "sealed": Sealed(order)})
+        return begun
 
     def extract(self, order: ChunkOrder) -> Handle:
         """Start a chunk."""
-        return self._begin(extract_chunk, number=order.chunk.number, sealed=Sealed(order))
+        parameters = {"number": order.chunk.number, "sealed": Sealed(order)}
+        if self._crew:
+            return self._crew.begin(extract_chunk, parameters)
+        begun: Handle = self._runner.submit(extract_chunk, parameters)
+        return begun
 
     def publish(self, order: PublishOrder) -> Handle:
         """Start publishing."""
-        return self._begin(publish, space=order.space, sealed=Sealed(order))
-
-    def _begin(self, step: Task[..., Any], **parameters: Any) -> Handle:
-        if self._crew:
-            return self._crew.begin(step, parameters)
-        begun: Handle = self._runner.submit(step, parameters)
+        parameters = {"space": order.space, "sealed": Sealed(order)}
+        begun: Handle = self._here.submit(publish, parameters)
         return begun
-
-
-def _flows_own() -> TaskRunner[Any]:
-    context = FlowRunContext.get()
-    if context is None:
-        raise RuntimeError("tasks are begun inside a flow")
-    return context.task_runner

@@ -13,7 +13,7 @@ from flows.job.engines import Seat, cores, opened
 from flows.job.orders import ChunkOrder
 from flows.job.patience import patiently
 from flows.job.remote import following
-from flows.job.worker import Bench, bench_for
+from flows.job.worker import Bench, bench_for, bench_of
 from storage.chunks import Chunk, give_back, still_claimed
 from storage.clocks import Clocks
 from storage.commit import CommitResult, FailedItem, FileRead, commit_chunk
@@ -31,7 +31,7 @@ def extract_step(order: ChunkOrder) -> dict[str, Any]:
     process had their image in work.  Empty after a stop; else because there was nothing to do any
     more, as a commit before has succeeded and its answer was lost, with a worker for example.
     """
-    with following(bench_for(order.place.home, order.place.catalog_url), order.place) as bench:
+    with following(bench_of(order.place), order.place) as bench:
         chunk = still_claimed(bench.catalog, order.place.lease, order.chunk)
         if chunk is None:
             return {}

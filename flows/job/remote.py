@@ -1,7 +1,7 @@
-"""What a worker knows of its run that does not run in the run's own process.
+"""What a worker knows of a run whose chunk it has in another process.
 
 The run's process says in the catalog that it wants to stop; its workers, on whatever host, look
-there.  A worker whose run has stopped, ended or was declared dead ends its step early: what it has
+there.  A worker whose run has stopped, ended or was declared dead ends its chunk early: what it has
 finished is committed if the run still has its lease, and nothing else is.
 """
 
@@ -24,23 +24,30 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 2.0
 POLL_S = 0.2
+NOBODY = Owner("", "", 0, "")
+"""Owner of a run that the catalog does not know."""
 
 
 @contextmanager
 def following(bench: "Bench", place: Place) -> Iterator["Bench"]:
-    """Yield the bench for one step of a run; outside the run's process it stops with the run.
+    """Yield the bench for one chunk of a run; outside the run's process it stops with the run.
 
     Raises
     ------
     CatalogError
-        The run is another machine's, and the catalog can't be shared with it.
+        The catalog is not that of the run, or can't be shared with the run's machine.
     """
     state, me = run_state(bench.catalog, place.lease), this_process()
     if state.owner == me:
         yield bench
         return
-    shared = bench.catalog.dialect != "sqlite" or _machine(state.owner) == _machine(me)
-    if state.going and not shared:
+    if state.owner == NOBODY:
+        raise CatalogError(
+            f"the catalog that {me.host} has for {bench.catalog.home.path} knows no run "
+            f"{place.lease.run_id}: all hosts of a cluster need the same --home, on a shared file "
+            "system, and the same Postgres catalog, LOOKALIKE_CATALOG_URL"
+        )
+    if bench.catalog.dialect == "sqlite" and _machine(state.owner) != _machine(me):
         raise CatalogError(
             f"the run began on {state.owner.host}, this worker is on {me.host}: several hosts "
             "can't share a catalog in SQLite; give them all a Postgres one, LOOKALIKE_CATALOG_URL"

@@ -1,4 +1,7 @@
-"""How the steps of a run are carried out: on threads here, as tasks in ``flows.engine.tasks``."""
+"""How the steps of a run are carried out: on threads here, as tasks in ``flows.engine.tasks``.
+
+A scan and an index are always the own process's; chunks may be others'.
+"""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
@@ -22,7 +25,7 @@ class Handle(Protocol):
         Raises
         ------
         WorkerLost
-            The worker that had the step is gone, and nobody else has it.
+            The worker that had the chunk is gone, and nobody else has it.
         """
 
 
@@ -31,7 +34,7 @@ class Steps(Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether steps run in other processes, which see in the catalog alone how the run goes."""
+        """Whether chunks run in other processes, which see in the catalog how the run goes."""
 
     def slots(self, device: str) -> int:
         """Return how many chunks are worked on at once now."""

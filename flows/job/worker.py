@@ -1,9 +1,9 @@
 """What one worker does: scan a root, publish a space; ``flows.job.extraction`` has the chunks.
 
 Each step takes a small order of plain values and returns a plain dict, so that the same functions
-run on this process's threads, as Prefect tasks, or on another host; an empty one where a stop has
-ended it in its middle.  A ``Bench`` keeps what is dear between orders: the open catalog and the
-engines with their loaded models.
+run on this process's threads or as Prefect tasks, that of a chunk also on another host; an empty
+one where a stop has ended it in its middle.  A ``Bench`` keeps what is dear between orders: the
+open catalog and the engines with their loaded models.
 """
 
 import os
@@ -19,12 +19,12 @@ from extractor.hub import watched
 from flows.errors import Stopped
 from flows.job.digests import Digests
 from flows.job.engines import Engines
-from flows.job.orders import PublishOrder, ScanOrder
-from flows.job.remote import following
+from flows.job.orders import Place, PublishOrder, ScanOrder
 from storage.catalog import Catalog
-from storage.errors import LeaseHeld
+from storage.errors import CatalogError, LeaseHeld
 from storage.files import ScanResult, scan_root
 from storage.home import Home
+from storage.owner import this_process
 from storage.publish import publish
 from storage.recall import fallen, latest
 from storage.spaces import get_space
@@ -116,6 +116,25 @@ def bench_for(home: str, catalog_url: str | None) -> Bench:
         return _benches[key]
 
 
+def bench_of(place: Place) -> Bench:
+    """Return this process's bench for an order; the run that gave it has made the store.
+
+    Raises
+    ------
+    CatalogError
+        The store is not here, but on another host.
+    """
+    home = Home(place.home, place.catalog_url)
+    known = (place.home, place.catalog_url) in _benches
+    in_file = place.catalog_url is None and not os.path.exists(home.sqlite)
+    if not known and (in_file or home.read_store_id() is None):
+        raise CatalogError(
+            f"no store is at {home.path} on {this_process().host}: all hosts of a cluster need the "
+            "same --home, on a shared file system, and a Postgres catalog, LOOKALIKE_CATALOG_URL"
+        )
+    return bench_for(place.home, place.catalog_url)
+
+
 def clear_bench(home: str, catalog_url: str | None) -> None:
     """Close and forget this process's bench for a store."""
     with _benches_lock:
@@ -126,18 +145,18 @@ def clear_bench(home: str, catalog_url: str | None) -> None:
 
 def scan_step(order: ScanOrder) -> dict[str, Any]:
     """Scan one root and record its changes.  Raises ``RootUnavailable`` or ``LeaseHeld``."""
-    with following(bench_for(order.place.home, order.place.catalog_url), order.place) as bench:
-        deadline = time.monotonic() + ROOT_WAIT_S
-        while True:
-            try:
-                return asdict(_scanned(bench, order))
-            except LeaseHeld:  # another run scans it: its end is usually near
-                if time.monotonic() > deadline:
-                    raise
-                if bench.stop.wait(POLL_S):
-                    return {}
-            except Stopped:
+    bench = bench_for(order.place.home, order.place.catalog_url)
+    deadline = time.monotonic() + ROOT_WAIT_S
+    while True:
+        try:
+            return asdict(_scanned(bench, order))
+        except LeaseHeld:  # another run scans it: its end is usually near
+            if time.monotonic() > deadline:
+                raise
+            if bench.stop.wait(POLL_S):
                 return {}
+        except Stopped:
+            return {}
 
 
 def _scanned(bench: Bench, order: ScanOrder) -> ScanResult:
@@ -154,11 +173,10 @@ def _scanned(bench: Bench, order: ScanOrder) -> ScanResult:
 
 def publish_step(order: PublishOrder) -> dict[str, Any]:
     """Build and publish an index.  Raises ``LeaseHeld`` where another run is at it."""
-    with following(bench_for(order.place.home, order.place.catalog_url), order.place) as bench:
-        try:
-            return _published(bench, order)
-        except Stopped:
-            return {}
+    try:
+        return _published(bench_for(order.place.home, order.place.catalog_url), order)
+    except Stopped:
+        return {}
 
 
 def _published(bench: Bench, order: PublishOrder) -> dict[str, Any]:

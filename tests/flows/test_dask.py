@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+import flows.engine.tasks
 from flows.engine.environment import TAMED
 from flows.engine.in_process import run_with_prefect
 from flows.errors import ClusterLost
@@ -131,8 +132,29 @@ def assert_nothing_twice(home: str) -> None:
     assert count(home, func.count(Claim.run_id)) == 0
 
 
+@pytest.fixture
+def carried_out_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the steps that tasks carry out in this process."""
+    names: list[str] = []
+
+    def noting(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def carry_out(order: Any) -> Any:
+            names.append(step.__name__)
+            return step(order)
+
+        return carry_out
+
+    for name in ("scan_step", "extract_step", "publish_step"):
+        step = getattr(flows.engine.tasks, name)
+        monkeypatch.setattr(flows.engine.tasks, name, noting(step))
+    return names
+
+
 def test_a_run_on_several_processes_is_the_plain_run(
-    tree: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tree: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    carried_out_here: list[str],
 ) -> None:
     plain = plainly(asked(tmp_path / "plain", tree))
     progress = Quiet()
@@ -145,6 +167,7 @@ def test_a_run_on_several_processes_is_the_plain_run(
     assert report.index is not None
     assert report.index["n"] == 27
     assert progress.done == 28
+    assert carried_out_here == ["scan_step", "publish_step"]
     assert_nothing_twice(str(tmp_path / "home"))
     assert workers() == []
     assert capfd.readouterr().err == ""

@@ -169,7 +169,10 @@ class TestSlurm:
 
         monkeypatch.chdir(tmp_path)
         options = IndexOptions(
-            home=str(tmp_path), runner="dask", cluster=str(self.FOLDER / "gpu.yaml")
+            home=str(tmp_path),
+            catalog_url="postgresql://dbhost/lookalike",
+            runner="dask",
+            cluster=str(self.FOLDER / "gpu.yaml"),
         )
         with temporary_settings({PREFECT_API_URL: "http://login1:4200/api"}):
             runner: Any = task_runner(options)

@@ -22,13 +22,13 @@ from flows.errors import Stopped, WorkerLost
 from flows.job.claiming import ChunkSize
 from flows.job.extraction import extract_step
 from flows.job.loop import IndexOptions, run_index
-from flows.job.orders import ChunkOrder, Place, PublishOrder, ScanOrder
+from flows.job.orders import ChunkOrder, Place
 from flows.job.patience import patiently
 from flows.job.progress import Progress
 from flows.job.remote import following, passing_on
 from flows.job.spaces import SpaceChoice, make_space
 from flows.job.steps import PlainSteps
-from flows.job.worker import bench_for, clear_bench, publish_step, scan_step
+from flows.job.worker import bench_for, bench_of, clear_bench
 from flows.run import plan
 from flows.samples import VARIATIONS, draw_families
 from storage.catalog import Catalog
@@ -36,7 +36,7 @@ from storage.chunks import claim_chunk
 from storage.errors import CatalogError, DiskFull, LeaseLost, SpaceError
 from storage.home import Home
 from storage.roots import list_roots
-from storage.runs import claim, finish_run, start_run
+from storage.runs import Lease, claim, finish_run, start_run
 from storage.spaces import get_space, list_spaces
 from storage.tables import Claim, Failure, File, Generation, Part, Root, Run, Space, Vector
 
@@ -857,23 +857,39 @@ def test_a_worker_of_another_process_stops_with_its_run(options, monkeypatch):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
     assert not bench.ending.is_set()
-    root = list_roots(bench.catalog)[0]
-    assert scan_step(ScanOrder(place, root, False)) == {}
-    assert publish_step(PublishOrder(place, get_space(bench.catalog, None).name, None)) == {}
+    space, _ = make_space(bench.catalog, SpaceChoice(model="squeezenet1_0", weights="random:1"))
+    chunk = claim_chunk(bench.catalog, lease, space, number=1, limit=5)
+    ended = extract_step(ChunkOrder(place, space.name, chunk, "cpu", 2, 2))
+    assert (ended["outcomes"], ended["left"]) == ({}, [])
+    assert count(options, Claim) == 0
 
 
-def test_hosts_cannot_share_a_catalog_in_sqlite(options, database):
-    go(options)
-    bench = bench_for(options.home, options.catalog_url)
-    lease = start_run(bench.catalog, "index")
-    place = Place(options.home, options.catalog_url, lease)
-    at_another_process(options, lease, boot="another-boot pid:[1]")
+def test_hosts_cannot_share_a_catalog_in_sqlite(one_chunk, options, database):
+    place = one_chunk.place
+    at_another_process(options, place.lease, boot="another-boot pid:[1]")
     if database == "postgres":
-        with following(bench, place) as view:
+        with following(bench_of(place), place) as view:
             assert not view.ending.is_set()
         return
     with pytest.raises(CatalogError, match="Postgres one, LOOKALIKE_CATALOG_URL"):
-        scan_step(ScanOrder(place, list_roots(bench.catalog)[0], False))
+        extract_step(one_chunk)
+
+
+def test_a_worker_with_another_catalog_or_without_one_is_refused(one_chunk, tmp_path):
+    place = one_chunk.place
+    strange = replace(place, lease=Lease("19700101T000000-abcdef", "no token"))
+    with pytest.raises(CatalogError, match="knows no run 19700101T000000-abcdef: all hosts"):
+        extract_step(replace(one_chunk, place=strange))
+    elsewhere = replace(place, home=str(tmp_path / "nowhere"))
+    with pytest.raises(CatalogError, match=r"no store is at .*nowhere on .*: all hosts"):
+        extract_step(replace(one_chunk, place=elsewhere))
+    assert not os.path.exists(elsewhere.home)  # a worker makes none
+    if place.catalog_url is None:
+        os.makedirs(elsewhere.home)
+        shutil.copy(Home(place.home).store_json, elsewhere.home)
+        with pytest.raises(CatalogError, match="no store is at"):
+            extract_step(replace(one_chunk, place=elsewhere))
+        assert os.listdir(elsewhere.home) == ["store.json"]
 
 
 def test_what_is_locked_for_long_is_tried_again(tmp_path, monkeypatch):

@@ -21,11 +21,13 @@ from flows.job.loop import IndexOptions
 from flows.job.steps import MOST_SLOTS, PlainSteps
 
 pytest.importorskip("prefect_dask")
+POSTGRES = "postgresql://dbhost/lookalike"
 
 
 def on_dask(cluster: str | Path | None = None, **changes: Any) -> IndexOptions:
     cluster = str(cluster) if cluster is not None else None
-    return replace(IndexOptions(home="/h", runner="dask", cluster=cluster), **changes)
+    made = IndexOptions(home="/h", catalog_url=POSTGRES, runner="dask", cluster=cluster)
+    return replace(made, **changes)
 
 
 def written(folder: Path, text: str) -> Path:
@@ -146,6 +148,18 @@ def test_workers_elsewhere_need_an_api_that_they_reach(tmp_path: Path) -> None:
         here: Any = task_runner(on_dask(f"tcp://127.0.0.1:{port}"))  # on this machine
         assert here.address == f"tcp://127.0.0.1:{port}"
         assert here.client_kwargs["timeout"] == 10
+
+
+def test_workers_elsewhere_need_a_catalog_that_they_reach(tmp_path: Path) -> None:
+    slurm = written(tmp_path, "cluster_class: dask_jobqueue.SLURMCluster\n")
+    with (
+        temporary_settings({PREFECT_API_URL: "http://login1:4200/api"}),
+        pytest.raises(FlowError, match="LOOKALIKE_CATALOG_URL") as caught,
+    ):
+        task_runner(on_dask(slurm, catalog_url=None))
+    assert (caught.value.exit_code, str(caught.value).count("\n")) == (2, 0)
+    runner: Any = task_runner(on_dask("2", catalog_url=None))  # on this machine
+    assert runner.cluster_kwargs["n_workers"] == 2
 
 
 def test_without_prefect_dask_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
