@@ -100,7 +100,10 @@ def _machine(owner: Owner) -> str:
 
 
 def _number() -> int:
-    """Return the number in the name of this worker of Dask's, 0 where there is none."""
+    """Return the number in the name of this worker of Dask's, 0 where there is none.
+
+    A worker that was given no name has its address for one, and its port is as good as chance.
+    """
     distributed: Any = sys.modules.get("distributed")
     if distributed is None:
         return 0
