@@ -8,9 +8,12 @@ import re
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,7 +187,8 @@ class TestSlurm:
         assert subprocess.run(["bash", "-n", str(script)], timeout=10).returncode == 0
         [line] = re.findall(r"^exec lookalike (.*)$", script.read_text(), re.MULTILINE)
         assert_is_command(shlex.split(line))
-        assert "#SBATCH --signal=TERM@300" in script.read_text()
+        # Without `B:` Slurm signals the job's steps alone, and `exec` starts none.
+        assert "#SBATCH --signal=B:TERM@300" in script.read_text().splitlines()
 
 
 def _job_script(asked: dict[str, Any], logs: Path) -> str:
@@ -221,8 +225,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> str:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Yield a whole server with our deployments, and a worker for them."""
     folder = tmp_path_factory.mktemp("site")
-    os.environ.pop("PREFECT_API_URL", None)
-    with whole_server(str(folder)) as url:
+    with pytest.MonkeyPatch.context() as patch, whole_server(str(folder)) as url:
+        patch.delenv("PREFECT_API_URL", raising=False)  # that of this test process
         env = environment(folder / "client", PREFECT_API_URL=url, TZ="Europe/Berlin")
         site = Site(url, env)
         site.prefect("work-pool", "create", "lookalike", "--type", "process")
@@ -277,6 +281,17 @@ def known(home: Path | str, tree: str) -> None:
     assert accounts(Home(str(home))).vectors == 0
 
 
+def _unlocked(catalog: str) -> bool:
+    """Return whether nobody writes into a SQLite catalog."""
+    with closing(sqlite3.connect(catalog, timeout=0.5, isolation_level=None)) as database:
+        try:
+            database.execute("begin immediate")
+        except sqlite3.OperationalError:
+            return False
+        database.execute("rollback")
+        return True
+
+
 @live
 @posix
 class TestWithAWorker:
@@ -322,17 +337,23 @@ class TestWithAWorker:
     ) -> None:
         home = str(tmp_path / "home")
         known(home, tree)
-        options = {"home": home, "chunk_size": 8}
-        runs = [
-            site.trigger("index-images/nightly", **options),
-            site.trigger("backfill-images/backfill", roots=[tree], **options),
-        ]
+        options = {"home": home, "chunk_size": 2}
+        night = site.trigger("index-images/nightly", **options)
+        self._in_work(home, 0)
+        with self._held(home, night):  # so that it is not done before the other begins
+            done = accounts(Home(home)).vectors
+            assert 0 < done < IMAGES
+            backfill = site.trigger("backfill-images/backfill", roots=[tree], **options)
+            self._in_work(home, done)
+            assert accounts(Home(home)).running == 2
+        runs = [night, backfill]
         assert {site.ended(run).state.name for run in runs} == {"Completed"}
         found = accounts(Home(home))
         assert_nothing_twice(found, IMAGES)
         shares = [found.extracted[str(run)] for run in runs]
         assert sum(shares) == IMAGES
-        assert min(shares) > 0  # they did overlap
+        assert shares[0] >= done
+        assert shares[1] > 0
         assert_same_vectors(sequential, home)
 
     def test_maintenance_finds_all_in_order(self, site: Site, tree: str, tmp_path: Path) -> None:
@@ -387,6 +408,20 @@ class TestWithAWorker:
             return found if found.vectors > before else None
 
         return until(more)
+
+    @contextmanager
+    def _held(self, home: str, run: Any) -> Iterator[None]:
+        """Hold a run's process inside, at a moment at which it does not lock the catalog."""
+        process = self._process_of(home, run)
+        os.kill(process, signal.SIGSTOP)
+        try:
+            while not _unlocked(Home(home).sqlite):
+                os.kill(process, signal.SIGCONT)
+                time.sleep(0.05)
+                os.kill(process, signal.SIGSTOP)
+            yield
+        finally:
+            os.kill(process, signal.SIGCONT)
 
     def _process_of(self, home: str, run: Any) -> int:
         with Catalog.open(Home(home), write=False) as catalog, catalog.read() as conn:
