@@ -104,3 +104,13 @@ def test_every_setting_and_exit_code_is_named():
         assert f"`{name}`" in README
     for code in (0, 2, 3, 4, 5, 6, 7, 130):
         assert re.search(rf"^\| {code} \|", README, re.MULTILINE)
+
+
+def test_every_command_and_every_page_is_named():
+    from flows.cli import COMMANDS
+
+    table = README[README.index("## Commands") : README.index("| exit code |")]
+    for name in COMMANDS:
+        assert re.search(rf"^\|.*`{name}\b.*\|.*\|$", table, re.MULTILINE), name
+    for page in (CHECKOUT / "docs").glob("*.md"):
+        assert page.name in README

@@ -213,6 +213,18 @@ def test_the_recall_of_a_published_index_is_told() -> None:
     assert "recall" not in report.to_text()
 
 
+def test_warnings_end_the_text_and_make_a_run_tell_itself_in_full() -> None:
+    report = Report(space="s")
+    report.add_scan(scan(scanned=3, unchanged=3))
+    report.finish(0.5)
+    assert report.to_text().startswith("Nothing changed")
+    report.warnings.append("the index of space s (SQ8) finds 50.0 % of the 10 nearest; ...")
+    assert report.to_text().startswith("Done: 0 images extracted")
+    assert report.to_text().splitlines()[-1] == report.warnings[0]
+    assert f"- {report.warnings[0]}" in report.to_markdown()
+    assert report.exit_code() == 0
+
+
 def test_a_backfill_speaks_of_itself() -> None:
     report = Report(space="s", kind="backfill")
     report.add_looked("/p")
