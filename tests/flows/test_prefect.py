@@ -345,7 +345,7 @@ def test_ctrl_c_stops_the_run_at_once_and_leaves_no_server(
     assert out.startswith("Interrupted")
     with locked(os.path.join(home, "prefect")):
         pass
-    assert _runs(home)[-1] == (f"index {os.path.basename(large_tree)} resnet18", "CANCELLED")
+    assert _last_run(home) == (f"index {os.path.basename(large_tree)} resnet18", "CANCELLED")
     kept = contents(home)
     assert 0 < len(kept.vectors) < 600
 
