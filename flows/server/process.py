@@ -4,6 +4,7 @@ It keeps its database in a folder of its own, listens on the loopback alone and 
 of its own, so that a Ctrl-C at the terminal reaches the run and not the server that records it.
 """
 
+import json
 import os
 import signal
 import socket
@@ -99,7 +100,7 @@ def wait_until_up(
     Raises
     ------
     ServerError
-        It ended, or does not answer within `START_S`.
+        It ended, does not answer within `START_S`, or another one was faster to take its port.
     KeyboardInterrupt
         ``stop`` was set.
     """
@@ -115,6 +116,22 @@ def wait_until_up(
                 f"see {os.path.join(start.folder, LOG)}, or use --no-prefect"
             )
         time.sleep(POLL_S)
+    if not _is_its_own(start):
+        raise ServerError(f"another server has just taken port {start.port}; start this one again")
+
+
+def _is_its_own(start: Start) -> bool:
+    """Return whether the server that answers works in the folder of the one that was started.
+
+    Two that start at the same moment find the same port free; the later one ends by itself, after
+    the other one has answered for it.
+    """
+    try:
+        with _opener(start.url).open(f"{start.url}/admin/settings", timeout=ANSWER_S) as said:
+            home = str(json.load(said).get("home"))
+            return os.path.realpath(home) == os.path.realpath(start.folder)
+    except (OSError, ValueError):  # it asks for a password, or is too busy to say
+        return True
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -154,16 +171,20 @@ def end_by_number(pid: int, alive: Callable[[], bool]) -> None:
 
 def answers(url: str, timeout_s: float = ANSWER_S) -> bool:
     """Return whether anything answers at an API's URL, be it that it asks for a password."""
-    local = url.startswith(f"http://{HOST}:")
-    proxies = urllib.request.ProxyHandler({} if local else None)
     try:
-        with urllib.request.build_opener(proxies).open(f"{url}/health", timeout=timeout_s):
+        with _opener(url).open(f"{url}/health", timeout=timeout_s):
             return True
     except urllib.error.HTTPError as error:
         error.close()
         return True
     except (OSError, ValueError):
         return False
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    """Return what opens a URL; no proxy leads to the loopback."""
+    local = url.startswith(f"http://{HOST}:")
+    return urllib.request.build_opener(urllib.request.ProxyHandler({} if local else None))
 
 
 def free_port(ports: Iterable[int] = (0,)) -> int:

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -379,6 +380,36 @@ def test_a_server_that_does_not_answer_is_told(
     monkeypatch.setattr(server_process, "START_S", 0.3)
     with pytest.raises(ServerError, match=r"does not answer after 0 s.*server\.log"):
         wait_until_up(Start(home, free_port()), stubborn)
+
+
+def test_the_server_of_another_home_is_not_taken_for_its_own(
+    home: str, stubborn: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "api" / "admin").mkdir(parents=True)
+    (tmp_path / "api" / "health").write_text("true")
+    facts = tmp_path / "api" / "admin" / "settings"
+    with files_served(tmp_path) as port:
+        facts.write_text(json.dumps({"home": "/somewhere/else"}))
+        with pytest.raises(ServerError, match=f"taken port {port}; start this one again"):
+            wait_until_up(Start(home, port), stubborn)
+        facts.write_text(json.dumps({"home": f"{home}/."}))
+        wait_until_up(Start(home, port), stubborn)
+
+
+@contextmanager
+def files_served(folder: Path) -> Iterator[int]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @posix
