@@ -8,6 +8,8 @@ slows both alike.  What is compared:
     The command from its start to its end; the import of Prefect is in it.
 ``run``
     What the run's own report says it took.
+``cpu``
+    Processor seconds of the command; what else the machine does shows least in these.
 
     python benchmarks/orchestration.py [--pictures 10000] [--pairs 3] [--json OUT]
 """
@@ -16,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -49,7 +52,7 @@ def main() -> None:
                 if number:  # the first pair warms the caches
                     pairs.append(pair)
                     print(f"pair {number}: {line(pair)}", flush=True)
-    for what in ("process", "run"):
+    for what in ("process", "run", "cpu"):
         extra = [pair["prefect"][what] / pair["plain"][what] - 1 for pair in pairs]
         seconds = statistics.median(pair["prefect"][what] - pair["plain"][what] for pair in pairs)
         share = f"median {statistics.median(extra):+.1%} ({min(extra):+.1%} to {max(extra):+.1%})"
@@ -74,7 +77,7 @@ def timed(way: str, url: str, pictures: str, folder: str) -> dict[str, float]:
     """Index all pictures into a new home; return seconds of process and run."""
     home = os.path.join(folder, "home")
     command = [sys.executable, "-m", "flows.cli", "--home", home, *COMMAND, WAYS[way], pictures]
-    started = time.perf_counter()
+    started, before = time.perf_counter(), _cpu_s()
     done = subprocess.run(
         command,
         env={**os.environ, "PREFECT_API_URL": url},
@@ -82,18 +85,24 @@ def timed(way: str, url: str, pictures: str, folder: str) -> dict[str, float]:
         check=True,
         text=True,
     )
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, _cpu_s() - before
     report = json.loads(done.stdout)
     if report["extracted"] != len(os.listdir(pictures)):
         sys.exit(f"{report['extracted']} pictures were extracted, there are others")
     shutil.rmtree(home)
-    return {"process": seconds, "run": report["duration_s"]}
+    return {"process": seconds, "run": report["duration_s"], "cpu": cpu}
+
+
+def _cpu_s() -> float:
+    """Return the processor seconds of all commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def line(pair: dict[str, dict[str, float]]) -> str:
     """Return one pair as a line."""
     said = (
-        f"{way} {seconds['process']:.1f} s ({seconds['run']:.1f} s the run)"
+        f"{way} {seconds['process']:.1f} s ({seconds['run']:.1f} s the run, {seconds['cpu']:.1f} s of processors)"
         for way, seconds in pair.items()
     )
     return ", ".join(said)
