@@ -102,7 +102,8 @@ def _cpu_s() -> float:
 def line(pair: dict[str, dict[str, float]]) -> str:
     """Return one pair as a line."""
     said = (
-        f"{way} {seconds['process']:.1f} s ({seconds['run']:.1f} s the run, {seconds['cpu']:.1f} s of processors)"
+        f"{way} {seconds['process']:.1f} s "
+        f"({seconds['run']:.1f} s the run, {seconds['cpu']:.1f} s of processors)"
         for way, seconds in pair.items()
     )
     return ", ".join(said)
