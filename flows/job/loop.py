@@ -6,11 +6,11 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-from flows.errors import Stopped
 from flows.job.claiming import ChunkSize, Claiming
+from flows.job.opened import opened_run
 from flows.job.orders import Place, PublishOrder
 from flows.job.patience import patiently
 from flows.job.progress import Progress, counted
@@ -23,13 +23,12 @@ from flows.job.window import Extraction
 from flows.job.worker import Bench, bench_for
 from storage.catalog import Catalog
 from storage.cleanup import delete_old_files
-from storage.errors import DiskFull, LeaseHeld, StorageError
+from storage.errors import DiskFull, LeaseHeld
 from storage.failures import retry
 from storage.home import free_bytes
 from storage.pending import Scope, pending_counts
 from storage.publish import publish_due
 from storage.roots import RootInfo
-from storage.runs import Heartbeat, Lease, finish_run, reap, start_run
 from storage.spaces import SpaceInfo
 
 
@@ -111,36 +110,17 @@ def run_index(options: IndexOptions, *, steps: Steps, progress: Progress) -> Rep
     catalog = bench.catalog
     bench.on_image, bench.on_scan = progress.advance, progress.scanning
     bench.on_download = progress.downloading
-    started = time.perf_counter()
-    patiently(bench.stop, lambda: reap(catalog))
     roots = chosen_roots(catalog, options)
-    lease = start_run(catalog, options.kind, flow_run=options.flow_run)
-    report = Report(run_id=lease.run_id, kind=options.kind)
-    place = Place(options.home, options.catalog_url, lease)
-    state = "failed"
-    try:
-        with Heartbeat(catalog, lease), ExitStack() as stack:
-            if steps.remote:
-                stack.enter_context(passing_on(bench.stop, catalog, lease))
-            job = Job(options, steps, progress, bench, place, report)
-            with suppress(Stopped):
-                _work(job, roots)
-        state = "interrupted" if job.stopped else "done"
-    finally:
-        report.interrupted = bench.stop.is_set()
-        report.finish(time.perf_counter() - started, options.max_failures)
-        _close_run(bench, lease, state, report)
+    report = Report(kind=options.kind)
+
+    def ending(seconds: float) -> None:
+        report.finish(seconds, options.max_failures)
+
+    with opened_run(bench, report, options.kind, options.flow_run, ending) as lease:
+        place = Place(options.home, options.catalog_url, lease)
+        with passing_on(bench.stop, catalog, lease) if steps.remote else nullcontext():
+            _work(Job(options, steps, progress, bench, place, report), roots)
     return report
-
-
-def _close_run(bench: Bench, lease: Lease, state: str, report: Report) -> None:
-    try:
-        told = report.to_json()
-        patiently(bench.stop, lambda: finish_run(bench.catalog, lease, state, told))
-    except StorageError as error:
-        if state != "failed":  # else the first trouble is the one to tell
-            raise
-        report.warnings.append(str(error))
 
 
 def _work(job: Job, roots: list[RootInfo]) -> None:
