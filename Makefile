@@ -54,6 +54,9 @@ docs: env
 bench: env
 	$(py) benchmarks/search.py
 	$(py) benchmarks/pipeline.py
+	$(py) benchmarks/orchestration.py
+	$(py) benchmarks/workers.py
+	$(py) benchmarks/catalog.py
 
 clean:
 	rm -rf $(VENV) .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis demo
