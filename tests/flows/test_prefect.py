@@ -99,6 +99,15 @@ def use_server(server: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
     return server[0]
 
 
+@pytest.fixture
+def as_a_worker(use_server: str) -> Iterator[None]:
+    """Let what logs to Prefect here find the server, also where Prefect was imported before."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: use_server}):
+        yield
+
+
 def migrated(home: Path, server: tuple[str, str]) -> str:
     """Return a home whose temporary servers start fast: with a copy of a database that is there."""
     (home / "prefect").mkdir(parents=True)
@@ -361,6 +370,7 @@ def test_sigterm_is_ours_to_answer_while_the_job_runs(
     assert 0 < len(contents(str(tmp_path / "home")).vectors) < 600
 
 
+@pytest.mark.usefixtures("as_a_worker")
 def test_the_leases_of_a_crashed_run_are_given_back(
     large_tree: str, tmp_path: Path, use_server: str
 ) -> None:
@@ -398,9 +408,8 @@ def test_the_leases_of_a_crashed_run_are_given_back(
     assert len(contents(home).vectors) == 600
 
 
-def test_a_hook_that_finds_no_store_raises_nothing_and_makes_none(
-    tmp_path: Path, use_server: str
-) -> None:
+@pytest.mark.usefixtures("as_a_worker")
+def test_a_hook_that_finds_no_store_raises_nothing_and_makes_none(tmp_path: Path) -> None:
     from prefect.client.schemas import FlowRun
     from prefect.states import Cancelling
 
