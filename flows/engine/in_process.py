@@ -177,6 +177,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _handlers() -> list[logging.StreamHandler[TextIO]]:
     """Return the handlers through which Prefect writes to the terminal."""
+    import prefect.main  # noqa: F401 - sets them up; `import prefect` alone puts that off
     from prefect.logging.handlers import PrefectConsoleHandler
 
     found: dict[logging.StreamHandler[TextIO], None] = {}

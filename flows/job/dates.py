@@ -8,6 +8,8 @@ from flows.errors import FlowError
 AGO = re.compile(r"(\d+) ?([hdw])")
 HOURS = {"h": 1, "d": 24, "w": 7 * 24}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MOST_NS = 2**63 - 1
+"""What the catalog can hold: the years 1677 to 2262."""
 
 
 def moment_ns(text: str, now: datetime | None = None) -> int:
@@ -33,7 +35,10 @@ def moment_ns(text: str, now: datetime | None = None) -> int:
             when = (now or datetime.now(UTC)) - back
         else:
             when = datetime.fromisoformat(text.strip()).astimezone()
-        return (when - EPOCH) // timedelta(microseconds=1) * 1000
+        ns = (when - EPOCH) // timedelta(microseconds=1) * 1000
+        if abs(ns) > MOST_NS:
+            raise OverflowError
+        return ns
     except (ValueError, OverflowError):
         raise FlowError(
             f"{text!r} is no date: write 2026-11-22, 2026-11-22T14:30, or 7d for 7 days ago"

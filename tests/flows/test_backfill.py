@@ -379,6 +379,7 @@ def test_the_command_reports_as_index_does(home: Path) -> None:
     [
         (["--since", "yesterday"], "'yesterday' is no date: write 2026-11-22, "),
         (["--until", "2026-02-30"], "'2026-02-30' is no date"),
+        (["--until", "2300-01-01"], "'2300-01-01' is no date"),
         (["--since", "2026-11-22", "--until", "2026-11-21"], "earlier than until"),
         (["--since", "1d", "--until", "7d"], "no file is modified since 1d and before 7d"),
         (["--glob", "/"], "the pattern '/' names nothing"),
