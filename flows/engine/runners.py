@@ -1,8 +1,7 @@
 """What carries a flow's tasks out: threads of this process, or the workers of a Dask cluster.
 
-``task_runner(options)`` is for ``index_images.with_options(task_runner=...)``.  Inside a flow
-``steps_of(options)`` yields the steps: on its own task runner or, where that has only threads and a
-cluster is asked for, on one of theirs.
+Inside a flow ``steps_of(options)`` yields the steps: on the flow's own task runner or, where that
+has only threads and a cluster is asked for, on that of ``task_runner(options)``.
 """
 
 import socket

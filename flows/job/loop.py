@@ -68,14 +68,17 @@ class IndexOptions:
     scan: bool = True
     """False: the roots are looked at, and not walked."""
     only: Only = field(default_factory=Only)
-    publish_always: bool = False
-    """Publish at the end of a run that extracted something, also where it is not due."""
     runner: str = "thread"
     """``thread``, or ``dask``."""
     cluster: str | None = None
     """With ``dask``: a scheduler's address, a number of local workers, or a YAML file."""
     flow_run: str | None = None
     """Id of the flow run in Prefect."""
+
+    @property
+    def publish_always(self) -> bool:
+        """Whether a run that extracted something publishes at its end, also where it is not due."""
+        return self.kind == "backfill"
 
 
 @dataclass

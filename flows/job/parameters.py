@@ -44,7 +44,6 @@ def options_for(asked: Mapping[str, Any], kind: str = "index") -> tuple[IndexOpt
     flags = {name: value for name, value in asked.items() if name in SETTINGS}
     loaded = load_settings(flags)
     settings = loaded.settings
-    backfill = kind == "backfill"
     options = IndexOptions(
         home=settings.home,
         catalog_url=settings.catalog_url,
@@ -59,9 +58,8 @@ def options_for(asked: Mapping[str, Any], kind: str = "index") -> tuple[IndexOpt
         index_spec=asked.get("index_spec"),
         max_failures=settings.max_failures,
         kind=kind,
-        scan=not backfill,
+        scan=kind != "backfill",
         only=_only(asked),
-        publish_always=backfill,
         runner=settings.runner,
         cluster=_cluster(asked, settings),
     )

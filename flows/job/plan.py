@@ -22,10 +22,9 @@ from storage.catalog import Catalog
 from storage.errors import ManifestError, RootUnavailable
 from storage.files import ScanResult, scan_root
 from storage.home import Home
-from storage.pending import Scope, pending_counts
+from storage.pending import Scope, live_files, pending_counts
 from storage.publish import publish_due
 from storage.roots import RootInfo, list_roots, resolve_root
-from storage.scoped import live_files
 from storage.spaces import SpaceInfo
 
 READING = ("new", "size", "mtime", "ctime", "inode")

@@ -926,7 +926,7 @@ def test_a_back_fill_publishes_at_its_end_what_is_not_due(options, tree):
     draw_families(str(tree / "more"), 1, seed=11)
     go(options)
     mirror(tree / "family-000" / "dark.jpg")
-    asked = {"kind": "backfill", "publish_always": True, "flow_run": "of-prefect"}
+    asked = {"kind": "backfill", "flow_run": "of-prefect"}
     report = go(options, kind="index")
     assert (report.extracted, report.index) == (1, None)
     mirror(tree / "family-000" / "plain.jpg")
