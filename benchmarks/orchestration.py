@@ -1,8 +1,8 @@
 """What Prefect costs: the same run of ``lookalike index`` with it and without it.
 
-Small drawn pictures go through a tiny network, each time into a new home and in a process of its
-own, with a server of Prefect running beside it; the two ways take turns, so that a busy machine
-slows both alike.  What is compared:
+Drawn pictures of the size that ImageNet's have go through a tiny network, each time into a new home
+and in a process of its own, with a server of Prefect running beside it; the two ways take turns, so
+that a busy machine slows both alike.  What is compared:
 
 ``process``
     The command from its start to its end; the import of Prefect is in it.
@@ -32,6 +32,7 @@ from PIL import Image
 from flows.server.local import temporary_server
 
 WAYS = {"plain": "--no-prefect", "prefect": "--prefect"}
+SIZE = (500, 375)
 COMMAND = ("index", "--model", "shufflenet_v2_x0_5", "--weights", "random:0", "--json")
 
 
@@ -65,12 +66,14 @@ def main() -> None:
 
 
 def draw(folder: str, pictures: int) -> None:
-    """Draw different pictures of 64 x 64 pixels."""
+    """Draw different pictures of `SIZE`: soft colours with a grain, some 50 kB each."""
     os.makedirs(folder)
     rng = np.random.default_rng(0)
+    grain = rng.integers(-24, 25, (*SIZE[::-1], 3), np.int16)
     for n in range(pictures):
-        pixels = np.kron(rng.integers(0, 256, (8, 8, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
-        Image.fromarray(pixels).save(os.path.join(folder, f"{n:06}.jpg"), quality=90)
+        soft = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(SIZE)
+        pixels = np.clip(np.asarray(soft, np.int16) + np.roll(grain, n), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(os.path.join(folder, f"{n:06}.jpg"), quality=85)
 
 
 def timed(way: str, url: str, pictures: str, folder: str) -> dict[str, float]:
