@@ -12,7 +12,8 @@
     ├── LeaseHeld                 6  a lease that the command needs is held by another run
     ├── RootUnavailable           4  a root can't be trusted now; nothing changed for it
     ├── RootError                 2  a root can't be registered: overlap, not a directory, unknown
-    │   └── ManifestError         2  a manifest's lines are wrong
+    │   └── ManifestError         2  the lines of a manifest or list are wrong
+    ├── SourceError               2  a source of images can't be opened, or not as was asked
     └── SpaceError                2  unknown space, or vectors of another space
 """
 
@@ -66,7 +67,13 @@ class RootError(StorageError):
 
 
 class ManifestError(RootError):
-    """A manifest's lines are wrong; the message gives their numbers."""
+    """The lines of a manifest or list are wrong; the message gives their numbers."""
+
+
+class SourceError(StorageError):
+    """A source of images can't be opened, or not in the way that was asked for."""
+
+    exit_code = 2
 
 
 class SpaceError(StorageError):
