@@ -150,6 +150,7 @@ def _spaces(job: Job) -> list[SpaceInfo]:
     choice = job.options.choice
     found = find_spaces(job.catalog, choice)
     if not found and not job.stopped:
+        job.steps.slots(job.options.device)  # refuses one that is not here: no space is made
         job.progress.note("loading the model")
         with _spent(job, "model"), job.bench.fetching():
             space, model = make_space(job.catalog, choice)

@@ -29,6 +29,14 @@ class SpaceChoice:
     otherwise: "SpaceChoice | None" = field(default=None, compare=False)
     """Recipe of the settings, for a ``space`` that is not there yet; it yields to one that is."""
 
+    def __post_init__(self) -> None:
+        """Refuse what says of every space how one is made.  Raises ``SpaceError``."""
+        if self.space == ALL and self.names_a_model:
+            raise SpaceError(
+                f"--space {ALL} takes every space as it was made: leave out what says how vectors "
+                f"are made (--model, --layer, ...), or leave out --space {ALL}"
+            )
+
     @property
     def names_a_model(self) -> bool:
         """Whether anything was said that decides how vectors are made."""
@@ -42,7 +50,7 @@ class SpaceChoice:
     @property
     def to_make(self) -> "SpaceChoice":
         """The choice for a space that has to be made: with the settings' recipe, if any."""
-        return self if self.otherwise is None else replace(self.otherwise, space=self.space)
+        return self if self.otherwise is None else replace(self.otherwise, space=self.name)
 
 
 def find_spaces(catalog: Catalog, choice: SpaceChoice) -> list[SpaceInfo]:

@@ -676,6 +676,13 @@ def test_small_work_does_not_ask_for_the_devices(options):
     assert (report.touched, report.extracted) == (2 * len(VARIATIONS), 0)
 
 
+def test_a_device_that_is_not_here_is_refused_before_the_space_is_made(options):
+    with pytest.raises(DeviceError, match="no device 'cuda:7'"):
+        go(options, device="cuda:7")
+    assert count(options, Space) == 0
+    assert count(options, Run, Run.state == "failed") == 1
+
+
 def test_an_order_that_comes_again_does_nothing(options):
     go(options, choice=SpaceChoice(model="squeezenet1_0", weights="random:1"))
     bench = bench_for(options.home, options.catalog_url)

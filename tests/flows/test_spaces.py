@@ -7,6 +7,7 @@ import pytest
 
 from extractor import graph, layers, networks, weights
 from extractor.models import ModelRequest, open_model
+from flows.job.parameters import options_for
 from flows.job.spaces import (
     SpaceChoice,
     disk_needed_bytes,
@@ -101,12 +102,20 @@ def test_all_is_never_a_name(catalog: Catalog) -> None:
     assert find_spaces(catalog, everything) == []
     space, _ = make_space(catalog, everything)
     assert space.name == "squeezenet1_1-avgpool"
-    choice = SpaceChoice(space="all", model="squeezenet1_1", layer="logits", weights="random:0")
+    logits = SpaceChoice(model="squeezenet1_1", layer="logits", weights="random:0")
+    choice = SpaceChoice(space="all", otherwise=logits)
     assert new_space_name(choice) == "squeezenet1_1-logits"
     assert make_space(catalog, choice)[0].name == "squeezenet1_1-logits"
     assert names(catalog, space="all") == ["squeezenet1_1-avgpool", "squeezenet1_1-logits"]
     with pytest.raises(SpaceError, match="there is no space 'all'"):
         use_space(catalog, "all")
+
+
+@pytest.mark.parametrize("recipe", [{"model": "vgg16"}, {"layer": "fc7"}, {"dtype": "float16"}])
+def test_all_spaces_and_a_recipe_are_refused_together(recipe: dict[str, str]) -> None:
+    with pytest.raises(SpaceError, match="leave out") as caught:
+        options_for({"space": "all", **recipe})
+    assert (caught.value.exit_code, str(caught.value).count("\n")) == (2, 0)
 
 
 def test_disk_is_told_where_another_space_knows_the_dimension(catalog: Catalog) -> None:
