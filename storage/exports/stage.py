@@ -1,0 +1,164 @@
+"""Files that appear together, complete and synced, or not at all.
+
+They are written in a folder beside their place, ``<OUT>.lookalike-tmp``, which is locked meanwhile.
+One that a killed process left there is emptied and used again.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from storage.exports.errors import ExportError, plain_errors, shown
+from storage.exports.output import Output, check_output
+from storage.home import fsync_dir
+
+BUFFER_BYTES = 1 << 20
+MAKING = ".lookalike-tmp"
+"""Ends the name of the folder in which an output is made."""
+OLD = ".lookalike-old"
+"""Ends the name of a folder while it is being replaced."""
+
+
+class Stage:
+    """The files of one output while they are made; a context manager.
+
+    Parameters
+    ----------
+    output
+        Where they will be.
+    overwrite
+        Whether to replace what is there.
+
+    Raises
+    ------
+    ExportError
+        Something is there, another process makes the same output, or the file system refuses.
+    DiskFull
+        The disk is full.
+    """
+
+    def __init__(self, output: Output, *, overwrite: bool) -> None:
+        self.output = output
+        self.overwrite = overwrite
+        self.folder = f"{output.path}{MAKING}"
+        self._lock = -1
+        self._moved = False
+        self._open = ExitStack()
+        self._files: list[BinaryIO] = []
+
+    def __enter__(self) -> Self:
+        old = f"{self.output.path}{OLD}"
+        with plain_errors(self.output.path):
+            if self.output.folder and os.path.isdir(old) and not os.path.exists(self.output.path):
+                os.rename(old, self.output.path)  # killed between the two renames
+            check_output(self.output, overwrite=self.overwrite)
+            self._lock = _make_own(self.folder)
+            _empty(self.folder)
+        return self
+
+    def create(self, name: str) -> BinaryIO:
+        """Return a new file for binary writing; ``name`` is relative, ``/`` parts it."""
+        path = os.path.join(self.folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        file = open(path, "w+b", buffering=BUFFER_BYTES)  # noqa: SIM115 - closed by the stage
+        self._files.append(file)
+        self._open.callback(_quietly, file.close)
+        return file
+
+    def at_end(self, close: Callable[[], object]) -> None:
+        """Call ``close`` at the end, before the files are closed, whatever it raises."""
+        self._open.callback(_quietly, close)
+
+    def settle(self, file: BinaryIO) -> None:
+        """Bring a finished file to the disk, and close it."""
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        self._files.remove(file)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a settled file its final name."""
+        os.rename(os.path.join(self.folder, old), os.path.join(self.folder, new))
+
+    def put_in_place(self) -> None:
+        """Sync all files and move them to where they belong."""
+        for file in list(self._files):
+            self.settle(file)
+        check_output(self.output, overwrite=self.overwrite)
+        if self.output.folder:
+            self._put_folder()
+        else:
+            self._put_files()
+        fsync_dir(os.path.dirname(self.output.path))
+
+    def _put_files(self) -> None:
+        last = self.output.paths[-1]
+        if len(self.output.paths) > 1 and os.path.lexists(last):
+            os.unlink(last)  # so that the old last file never stands beside new ones
+            fsync_dir(self.output.place)
+        for name, path in zip(self.output.names, self.output.paths, strict=True):
+            os.replace(os.path.join(self.folder, name), path)
+
+    def _put_folder(self) -> None:
+        for at, _, _ in os.walk(self.folder):
+            fsync_dir(at)
+        path, old = self.output.path, f"{self.output.path}{OLD}"
+        if os.path.isdir(path) and os.listdir(path):
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(path, old)
+        os.rename(self.folder, path)
+        self._moved = True
+        shutil.rmtree(old, ignore_errors=True)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.close()
+        if not self._moved:  # else the name may be another process's by now
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _make_own(folder: str) -> int:
+    """Make a folder and lock it; return the lock's file descriptor, -1 where there are no locks."""
+    with suppress(FileExistsError):
+        os.mkdir(folder)
+    if os.name == "nt":
+        return -1
+    import fcntl
+
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever held it before may just have moved it to its place, or removed it.
+        if not os.path.samestat(os.fstat(fd), os.stat(folder)):
+            raise FileNotFoundError
+    except (BlockingIOError, FileNotFoundError):
+        os.close(fd)
+        raise ExportError(
+            f"another process writes {shown(folder.removesuffix(MAKING))}; wait for it to end"
+        ) from None
+    return fd
+
+
+def _empty(folder: str) -> None:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
+
+
+def _quietly(close: Callable[[], object]) -> None:
+    """Close what may be closed already, or can't be: its file is put in place before, or goes."""
+    with suppress(Exception):
+        close()
