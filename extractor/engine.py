@@ -1,10 +1,11 @@
-"""The forward pass: uint8 pixels in, unit vectors out, on whatever device there is.
+"""The forward pass: uint8 pixels in, vectors out, on whatever device there is.
 
 Trouble with one picture stays with that picture: a batch that fails is split until the culprit is
 alone.  Trouble with the device or the network (nothing at all goes through) is raised.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,8 @@ class Vectors:
     Attributes
     ----------
     vectors
-        Shape (N, D), float32, unit length; a row of NaN where there is a fault.
+        Shape (N, D), float32; of unit length, each layer's part for itself, unless the engine
+        leaves features as they are; a row of NaN where there is a fault.
     faults
         Why a row has no vector, by its number.
     """
@@ -47,6 +49,14 @@ class Engine:
         ``auto`` (CUDA, else Apple's GPU, else the CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     batch_size
         Images in a forward pass; None chooses by the device and its memory.
+    normalize
+        Scale each layer's features to unit length; else they stay as the network gives them, and
+        all may be zero.
+
+    Attributes
+    ----------
+    spans
+        Where each layer's features lie in a row, in the order of the model's layers.
 
     Raises
     ------
@@ -54,8 +64,19 @@ class Engine:
         The device is unknown, or this machine has none of its kind.
     """
 
-    def __init__(self, model: Model, device: str = "auto", batch_size: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        device: str = "auto",
+        batch_size: int | None = None,
+        normalize: bool = True,
+    ) -> None:
         self.spec = model.spec
+        self.normalize = normalize
+        ends = list(
+            itertools.accumulate(spec.dim for spec in getattr(model, "specs", (model.spec,)))
+        )
+        self.spans = tuple(map(slice, [0, *ends[:-1]], ends))
         self.device = choose_device(device)
         self.half = self.device.type == "cuda"
         self.module = model.module.eval().to(self.device)
@@ -222,25 +243,61 @@ class Pending:
 
     def result(self) -> Vectors:
         """Wait for the batch and return its vectors."""
-        dim = self.engine.spec.dim
-        raw = np.full((len(self.pixels), dim), np.nan, np.float32)
+        engine = self.engine
+        raw = np.full((len(self.pixels), engine.spans[-1].stop), np.nan, np.float32)
         for start, features in self.features:
             raw[start : start + len(features)] = features.cpu().numpy()
-        if self.engine.half:  # pragma: no cover - needs CUDA
+        if engine.half:  # pragma: no cover - needs CUDA
             self._again_in_float32(raw)
-        vectors, faults = normalise(raw)
+        vectors, faults = normalise(raw, engine.spans) if engine.normalize else checked(raw)
         return Vectors(vectors, faults | self.faults)
 
     def _again_in_float32(self, raw: NDArray[np.float32]) -> None:  # pragma: no cover - needs CUDA
         """Recompute what half precision overflowed or swallowed."""
-        bad = ~np.isfinite(raw).all(axis=1) | ~raw.any(axis=1)
+        bad = ~np.isfinite(raw).all(axis=1)
+        for span in self.engine.spans:
+            bad |= ~raw[:, span].any(axis=1)
         for i in np.flatnonzero(bad):
             if int(i) not in self.faults:
                 raw[i] = self.engine.features(self.pixels[i : i + 1], precise=True).cpu().numpy()
 
 
-def normalise(raw: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[int, Failure]]:
+def normalise(
+    raw: NDArray[np.float32], spans: Sequence[slice] = (slice(None),)
+) -> tuple[NDArray[np.float32], dict[int, Failure]]:
     """Scale features to unit length.
+
+    Parameters
+    ----------
+    raw
+        Shape (N, D), float32.
+    spans
+        Parts of a row that are scaled each for itself; together they are the row.
+
+    Returns
+    -------
+    vectors
+        Shape (N, D), float32; NaN in the rows where a part has no direction.
+    faults
+        For each of those rows a failure of class ``nan`` (a number is not finite) or ``zero``.
+    """
+    vectors, faults = checked(raw)
+    for span in spans:
+        exact = vectors[:, span].astype(
+            np.float64
+        )  # the square of a float32 can overflow or vanish
+        norms = np.sqrt(np.einsum("nd,nd->n", exact, exact))
+        for i in np.flatnonzero(norms == 0):
+            text = "all features are zero"
+            faults.setdefault(int(i), Failure("forward", "zero", text, transient=False))
+            norms[i] = np.nan
+        vectors[:, span] = exact / norms[:, None]
+    vectors[list(faults)] = np.nan
+    return vectors, faults
+
+
+def checked(raw: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[int, Failure]]:
+    """Return features as they are, but NaN in a whole row of which one is not finite.
 
     Parameters
     ----------
@@ -250,16 +307,12 @@ def normalise(raw: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[int, 
     Returns
     -------
     vectors
-        Shape (N, D), float32; NaN in the rows that have no direction.
+        Shape (N, D), float32.
     faults
-        For each of those rows a failure of class ``nan`` (a number is not finite) or ``zero``.
+        For each such row a failure of class ``nan``.
     """
-    exact = raw.astype(np.float64)  # the square of a float32 can overflow or vanish
-    norms = np.sqrt(np.einsum("nd,nd->n", exact, exact))
-    faults = {}
-    for i in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))):
-        finite = norms[i] == 0
-        text = "all features are zero" if finite else "a feature is not a finite number"
-        faults[int(i)] = Failure("forward", "zero" if finite else "nan", text, transient=False)
-        norms[i] = np.nan
-    return (exact / norms[:, None]).astype(np.float32), faults
+    text = "a feature is not a finite number"
+    bad = np.flatnonzero(~np.isfinite(raw).all(axis=1))
+    vectors = raw.copy()
+    vectors[bad] = np.nan
+    return vectors, {int(i): Failure("forward", "nan", text, transient=False) for i in bad}

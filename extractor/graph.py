@@ -1,9 +1,9 @@
-"""A network as a graph: traced without its weights, cut off behind a node, batch norms folded."""
+"""A network as a graph: traced without its weights, cut off behind layers, batch norms folded."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torchvision
@@ -11,6 +11,11 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 from torchvision.models.feature_extraction import NodePathTracer
+
+from extractor.pooling import Features
+
+if TYPE_CHECKING:
+    from extractor.layers import Layer
 
 BATCH = 5  # images in the dry run; no layer has this as a size by chance
 
@@ -76,26 +81,6 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-class Features(nn.Module):
-    """A network that ends at a layer: normalised pixels (N, 3, H, W) to features (N, D)."""
-
-    def __init__(self, body: nn.Module, pooling: str) -> None:
-        super().__init__()
-        self.body = body
-        self.pooling = pooling
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Give the layer's features, pooled, shape (N, D), not yet of unit length."""
-        out: torch.Tensor = self.body(x)
-        if self.pooling == "average":
-            return out.mean(dim=(2, 3))  # (N, D, H, W) -> (N, D)
-        if self.pooling == "average-last":
-            return out.mean(dim=(1, 2))  # (N, H, W, D) -> (N, D)
-        if self.pooling == "token":
-            return out[:, 0]  # (N, T, D) -> (N, D)
-        return out
-
-
 def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
     """Return ``make()`` on the meta device, in inference mode."""
     with _OnMeta():
@@ -129,28 +114,54 @@ def trace(network: nn.Module, image_size: int) -> Traced:
     return Traced(graph, nodes, dry.shapes, dict(network.named_modules()), tokens)
 
 
-def cut(network: nn.Module, traced: Traced, node: str, pooling: str) -> Features:
-    """Cut ``network`` off behind a node and fold batch norms into the convolutions before them.
+def cut(
+    network: nn.Module,
+    traced: Traced,
+    layers: "Sequence[Layer] | str",
+    scales: Sequence[float] | str = (),
+) -> Features:
+    """Cut ``network`` off behind its last layer and fold batch norms into convolutions.
 
     ``network`` has its weights by now; ``traced`` may come from a skeleton of the same
-    architecture.  What lies behind the node is gone and never runs.
+    architecture.  What none of the layers needs is gone and never runs.
+
+    Parameters
+    ----------
+    network
+        In inference mode.
+    traced
+        Its graph.
+    layers
+        Where vectors are taken, all in one pass.
+    scales
+        As ``extractor.pooling.Features`` takes them.
     """
+    if isinstance(layers, str):  # a node and its pooling
+        from extractor.layers import Layer
+
+        layers, scales = [Layer(layers, layers, str(scales), False, 0)], ()
+    at = [scale for scale in scales if not isinstance(scale, str)]
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    chosen = traced.nodes[node]
-    needed = _ancestors(chosen)
-    for old in traced.graph.nodes:
-        if old in needed:
-            copies[old] = graph.node_copy(old, lambda n: copies[n])
-    graph.output(copies[chosen])
+    taken: dict[fx.Node, fx.Node] = {}
+    chosen = [traced.nodes[layer.node] for layer in layers]
+    ancestors = _ancestors(chosen)
+    needed = [old for old in traced.graph.nodes if old in ancestors]
+    for old in needed:
+        copies[old] = taken[old] = graph.node_copy(old, lambda n: copies[n])
+        if old in chosen and old is not needed[-1]:
+            # What comes behind may work in place.
+            taken[old] = graph.call_method("clone", (copies[old],))
+    outputs = tuple(taken[node] for node in chosen)
+    graph.output(outputs if len(outputs) > 1 else outputs[0])
     body = fx.GraphModule(network, graph)
     _fold(body)
-    return Features(body, pooling).eval()
+    return Features(body, [layer.pooling for layer in layers], at).eval()
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
+def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     found: set[fx.Node] = set()
-    ahead = [node]
+    ahead = list(nodes)
     while ahead:
         node = ahead.pop()
         if node not in found:

@@ -30,7 +30,7 @@ def test_every_network_has_its_named_layers(name: str) -> None:
     assert resolve(trace, "pool").dim > 0
     parameter = layers.final_parameter(trace)
     assert network.get_parameter(parameter).shape[:2] == (1000, penultimate.dim)
-    features = graph.cut(network, trace, penultimate.node, penultimate.pooling)
+    features = graph.cut(network, trace, [penultimate])
     with torch.inference_mode():
         out = features(torch.empty(3, 3, side, side, device="meta"))
     assert out.shape == (3, penultimate.dim)
@@ -85,7 +85,7 @@ def test_a_wrong_layer_lists_the_right_ones(resnet: Traced) -> None:
         resolve(resnet, "layer4.relu2")
     message = str(error.value)
     assert "'layer4.relu2'" in message
-    assert "avgpool, pool, logits, conv1" in message
+    assert "avgpool, pool, logits, maps, conv1" in message
     assert "layer4" in message.split("or a node such as ")[0]
     assert "layer4.2.relu_2" in message.split("or a node such as ")[1]
 
@@ -130,7 +130,7 @@ def reference(name: str, layer: str, pixels: torch.Tensor) -> tuple[torch.Tensor
     with torch.inference_mode():
         network(pixels)
         hook.remove()
-        ours = graph.cut(network, trace, found.node, found.pooling)(pixels)
+        ours = graph.cut(network, trace, [found])(pixels)
     return caught[0], ours
 
 
@@ -162,7 +162,7 @@ def test_the_class_token_equals_a_hook() -> None:
 def test_what_lies_behind_the_layer_is_gone() -> None:
     network, trace = traced("vgg16")
     layer = resolve(trace, "fc6")
-    names = dict(graph.cut(network, trace, layer.node, layer.pooling).named_modules())
+    names = dict(graph.cut(network, trace, [layer]).named_modules())
     assert "body.classifier.0" in names
     assert "body.classifier.3" not in names
     assert "body.classifier.6" not in names
@@ -171,6 +171,6 @@ def test_what_lies_behind_the_layer_is_gone() -> None:
 def test_batch_norms_are_folded() -> None:
     network, trace = traced("resnet50")
     layer = resolve(trace, None)
-    cut = graph.cut(network, trace, layer.node, layer.pooling)
+    cut = graph.cut(network, trace, [layer])
     assert not any(isinstance(m, nn.BatchNorm2d) for m in cut.modules())
     assert sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) == 53
