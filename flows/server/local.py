@@ -17,7 +17,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from flows.engine.environment import API_URL, configured_api
-from flows.server.memory import Server, forget, remember, remembered
+from flows.server.memory import end_by_number, forget, remembered
 from flows.server.process import (
     HOST,
     LOG,
@@ -27,21 +27,18 @@ from flows.server.process import (
     Start,
     answers,
     end,
-    end_by_number,
-    free_port,
-    launch,
     locked,
     nobody,
-    wait_until_up,
 )
+from flows.server.starting import start_server
 from storage.home import make_dir
-from storage.owner import process
 
 if TYPE_CHECKING:
     from flows.settings import Settings
 
 PORTS = range(4200, 4300)
 """Ports that ``lookalike up`` tries; the first is where people look for Prefect."""
+ANY = (0,)
 SMALL = ("--no-ui", "--no-scheduler", "--no-late-runs")
 """What a server needs not do that lives for one run."""
 Serving = Callable[[str, Say, Event | None], AbstractContextManager[str]]
@@ -112,18 +109,10 @@ def up(settings: "Settings", say: Say = nobody) -> str:
     folder = server_folder(settings.home)
     with ExitStack() as stack:
         lock = _only_server(stack, folder)
-        start = Start(folder, free_port(PORTS), tied=False)
         say("starting Prefect's server (5-40 s)")
-        launched = launch(start, lock)
-        remember(settings.home, Server(start.url, process(launched.pid)))
-        try:
-            wait_until_up(start, launched)
-        except BaseException:
-            end(launched)
-            forget(settings.home)
-            raise
-        launched.returncode = 0  # it lives on: not ours to wait for
-    return f"Prefect's server runs: {start.url.removesuffix('/api')} (log: {folder}/{LOG})"
+        started = start_server(Start(folder, tied=False), PORTS, lock, home=settings.home)
+        started.process.returncode = 0  # it lives on: not ours to wait for
+    return f"Prefect's server runs: {started.url.removesuffix('/api')} (log: {folder}/{LOG})"
 
 
 def down(settings: "Settings", say: Say = nobody) -> str:
@@ -164,12 +153,10 @@ def temporary_server(home: str, say: Say = nobody, stop: Event | None = None) ->
             folder = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="lookalike-", ignore_cleanup_errors=True)
             )
-        start = Start(folder, free_port(), SMALL)
         say("starting a temporary Prefect server (10-30 s); `lookalike up` starts one that stays")
-        launched = launch(start, lock)
-        stack.callback(end, launched)
-        wait_until_up(start, launched, stop)
-        yield start.url
+        started = start_server(Start(folder, flags=SMALL), ANY, lock, stop=stop)
+        stack.callback(end, started.process)
+        yield started.url
 
 
 @contextmanager
@@ -189,14 +176,11 @@ def whole_server(home: str, say: Say = nobody, stop: Event | None = None) -> Ite
     with ExitStack() as stack:
         folder = server_folder(home)
         lock = _only_server(stack, folder)
-        start = Start(folder, free_port(PORTS))
         say("starting Prefect's server (5-40 s)")
-        launched = launch(start, lock)
-        stack.callback(end, launched)
-        remember(home, Server(start.url, process(launched.pid)))
+        started = start_server(Start(folder), PORTS, lock, home=home, stop=stop)
+        stack.callback(end, started.process)
         stack.callback(forget, home)
-        wait_until_up(start, launched, stop)
-        yield start.url
+        yield started.url
 
 
 def _only_server(stack: ExitStack, folder: str) -> int | None:

@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from flows.server.process import Say, nobody
+from flows.server.process import POLL_S, STOP_S, Say, ServerError, nobody
 from storage.home import write_durably
 from storage.owner import Owner, is_alive, this_process
 
@@ -61,3 +64,26 @@ def forget(home: str) -> None:
     """Remove the memory of a server, if there is one."""
     with suppress(FileNotFoundError):
         os.unlink(os.path.join(home, "prefect", REMEMBERED))
+
+
+def end_by_number(pid: int, alive: Callable[[], bool]) -> None:
+    """End a server that another process started: gently, and by force after `STOP_S`.
+
+    Raises
+    ------
+    ServerError
+        It is still there, or belongs to another user.
+    """
+    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            raise ServerError(f"process {pid} can't be stopped: {error.strerror}") from None
+        deadline = time.monotonic() + STOP_S
+        while alive() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        if not alive():
+            return
+    raise ServerError(f"process {pid} does not end")

@@ -6,7 +6,6 @@ of its own, so that a Ctrl-C at the terminal reaches the run and not the server 
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from threading import Event
 
 from flows.engine.environment import TAMED
@@ -43,6 +43,13 @@ class ServerError(FlowError):
     """Prefect's server can't be started, stopped or reached; the message says what to do."""
 
 
+class PortTaken(ServerError):
+    """Another server was faster to take the port; a free one helps."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(f"another server has just taken port {port}; start this one again")
+
+
 @dataclass(frozen=True)
 class Start:
     """How to start a server.
@@ -52,7 +59,7 @@ class Start:
     folder
         Its home: database, log and lock.
     port
-        Port on the loopback.
+        Port on the loopback; 0 while none is chosen.
     flags
         More arguments of ``prefect server start``.
     tied
@@ -60,7 +67,7 @@ class Start:
     """
 
     folder: str
-    port: int
+    port: int = 0
     flags: tuple[str, ...] = ()
     tied: bool = True
 
@@ -99,16 +106,20 @@ def wait_until_up(
 
     Raises
     ------
+    PortTaken
+        Another one was faster to take its port.
     ServerError
-        It ended, does not answer within `START_S`, or another one was faster to take its port.
+        It ended, or does not answer within `START_S`.
     KeyboardInterrupt
         ``stop`` was set.
     """
     deadline = time.monotonic() + START_S
-    while not answers(start.url):
+    while (own := _is_its_own(start)) is None:
         if stop is not None and stop.is_set():
             raise KeyboardInterrupt
         if process.poll() is not None:
+            if _bound(start.port) is None:
+                raise PortTaken(start.port)
             raise ServerError(f"Prefect's server ended at its start: {_last_words(start.folder)}")
         if time.monotonic() > deadline:
             raise ServerError(
@@ -116,22 +127,30 @@ def wait_until_up(
                 f"see {os.path.join(start.folder, LOG)}, or use --no-prefect"
             )
         time.sleep(POLL_S)
-    if not _is_its_own(start):
-        raise ServerError(f"another server has just taken port {start.port}; start this one again")
+    if not own:
+        raise PortTaken(start.port)
 
 
-def _is_its_own(start: Start) -> bool:
+def _is_its_own(start: Start) -> bool | None:
     """Return whether the server that answers works in the folder of the one that was started.
 
-    Two that start at the same moment find the same port free; the later one ends by itself, after
-    the other one has answered for it.
+    None where none answers.  Two that start at the same moment find the same port free; the later
+    one ends by itself, after the other one has answered for it.
     """
     try:
         with _opener(start.url).open(f"{start.url}/admin/settings", timeout=ANSWER_S) as said:
-            home = str(json.load(said).get("home"))
-            return os.path.realpath(home) == os.path.realpath(start.folder)
-    except (OSError, ValueError):  # it asks for a password, or is too busy to say
-        return True
+            facts = json.load(said)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            return True  # as far as can be known without its password
+        return None if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR else False
+    except OSError:
+        return None
+    except ValueError:
+        return False
+    home = facts.get("home") if isinstance(facts, dict) else None
+    return os.path.realpath(str(home)) == os.path.realpath(start.folder)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -144,29 +163,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def end_by_number(pid: int, alive: Callable[[], bool]) -> None:
-    """End a server that another process started: gently, and by force after `STOP_S`.
-
-    Raises
-    ------
-    ServerError
-        It is still there, or belongs to another user.
-    """
-    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            return
-        except OSError as error:
-            raise ServerError(f"process {pid} can't be stopped: {error.strerror}") from None
-        deadline = time.monotonic() + STOP_S
-        while alive() and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        if not alive():
-            return
-    raise ServerError(f"process {pid} does not end")
 
 
 def answers(url: str, timeout_s: float = ANSWER_S) -> bool:
@@ -196,12 +192,20 @@ def free_port(ports: Iterable[int] = (0,)) -> int:
         None of them is free.
     """
     for port in ports:
-        with socket.socket() as probe, suppress(OSError):
-            if os.name != "nt":  # there it would take a port that is in use
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOST, port))
-            return int(probe.getsockname()[1])
+        found = _bound(port)
+        if found is not None:
+            return found
     raise ServerError("no port is free for Prefect's server")
+
+
+def _bound(port: int) -> int | None:
+    """Return a port that could be bound for a moment, 0 being any; None where it is taken."""
+    with socket.socket() as probe, suppress(OSError):
+        if os.name != "nt":  # there it would take a port that is in use
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((HOST, port))
+        return int(probe.getsockname()[1])
+    return None
 
 
 @contextmanager

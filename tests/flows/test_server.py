@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -19,19 +19,21 @@ import pytest
 
 from flows.engine.environment import TAMED, configured_api, tame_environment
 from flows.server import child as server_child
+from flows.server import memory as server_memory
 from flows.server import process as server_process
-from flows.server.local import api, down, find_api, prefect_wanted, remembered, temporary_server, up
+from flows.server.local import SMALL, api, down, find_api, prefect_wanted, temporary_server, up
+from flows.server.memory import end_by_number, remembered
 from flows.server.process import (
     ServerError,
     Start,
     answers,
     end,
-    end_by_number,
     free_port,
     launch,
     locked,
     wait_until_up,
 )
+from flows.server.starting import start_server
 from flows.settings import Settings
 from storage.owner import this_process
 
@@ -337,7 +339,7 @@ def test_a_server_that_does_not_end_is_killed(
 def test_a_server_of_another_process_that_does_not_end_is_killed(
     stubborn: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_process, "STOP_S", 0.2)
+    monkeypatch.setattr(server_memory, "STOP_S", 0.2)
     end_by_number(stubborn.pid, lambda: stubborn.poll() is None)
     assert stubborn.wait() == -signal.SIGKILL
     end_by_number(stubborn.pid, lambda: True)  # gone already: nothing to do
@@ -347,7 +349,7 @@ def test_a_server_of_another_process_that_does_not_end_is_killed(
 def test_a_process_that_seems_to_live_for_ever_is_told(
     stubborn: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_process, "STOP_S", 0.1)
+    monkeypatch.setattr(server_memory, "STOP_S", 0.1)
     with pytest.raises(ServerError, match="does not end"):
         end_by_number(stubborn.pid, lambda: True)
 
@@ -356,7 +358,7 @@ def test_a_process_that_seems_to_live_for_ever_is_told(
 def test_a_process_of_another_user_is_not_ours_to_stop(stubborn: subprocess.Popen[bytes]) -> None:
     code = (
         "import os, sys; sys.path.insert(0, os.getcwd());"
-        "from flows.server.process import end_by_number, ServerError\n"
+        "from flows.server.memory import ServerError, end_by_number\n"
         "os.setuid(65534)\n"
         f"try: end_by_number({stubborn.pid}, lambda: True)\n"
         "except ServerError as error: print(error)"
@@ -392,8 +394,57 @@ def test_the_server_of_another_home_is_not_taken_for_its_own(
         facts.write_text(json.dumps({"home": "/somewhere/else"}))
         with pytest.raises(ServerError, match=f"taken port {port}; start this one again"):
             wait_until_up(Start(home, port), stubborn)
+        for no_settings in ("[]", "<html>"):
+            facts.write_text(no_settings)
+            with pytest.raises(ServerError, match=f"taken port {port}"):
+                wait_until_up(Start(home, port), stubborn)
+        facts.unlink()
+        with pytest.raises(ServerError, match=f"taken port {port}"):
+            wait_until_up(Start(home, port), stubborn)
         facts.write_text(json.dumps({"home": f"{home}/."}))
         wait_until_up(Start(home, port), stubborn)
+
+
+@contextmanager
+def taking(port: int, as_soon_as: Path) -> Iterator[None]:
+    """Take a port in silence as soon as a file is there."""
+
+    def take() -> None:
+        while not as_soon_as.exists() and not over.is_set():
+            time.sleep(0.01)
+        mute.bind(("127.0.0.1", port))
+        mute.listen()
+
+    over = threading.Event()
+    thread = threading.Thread(target=take)
+    with socket.socket() as mute:
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def free_ports(n: int) -> list[int]:
+    """Return ``n`` different ports that are free."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+@posix
+def test_a_server_whose_ports_are_taken_while_it_starts_says_so(home: str) -> None:
+    [port] = free_ports(1)
+    folder = os.path.join(home, "prefect")
+    with (
+        taking(port, Path(folder, "server.log")),
+        pytest.raises(ServerError, match="no port is free"),
+    ):
+        start_server(Start(folder), [port], None, home=home)
+    assert remembered(home) is None
 
 
 @contextmanager
@@ -494,6 +545,51 @@ def test_up_and_down(home: str) -> None:
     assert not answers(server.url)
     assert remembered(home) is None
     assert not replace(server).is_alive()
+
+
+@pytest.mark.prefect
+@posix
+def test_a_server_whose_port_is_taken_while_it_starts_takes_the_next(home: str) -> None:
+    ports, folder = free_ports(2), os.path.join(home, "prefect")
+    with taking(ports[0], Path(folder, "server.log")):
+        started = start_server(Start(folder, flags=SMALL), ports, None, home=home)
+    try:
+        assert started.url == f"http://127.0.0.1:{ports[1]}/api"
+        assert answers(started.url)
+        server = remembered(home)
+        assert server is not None
+        assert (server.url, server.owner.pid) == (started.url, started.process.pid)
+    finally:
+        end(started.process)
+
+
+@pytest.mark.prefect
+@posix
+def test_two_homes_that_start_a_server_at_once_have_one_each(tmp_path: Path) -> None:
+    homes = [str(tmp_path / name) for name in ("one", "two")]
+    root = Path(__file__).parents[2]
+    starts = [
+        subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "--home", home, "up"],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for home in homes
+    ]
+    try:
+        said = [start.communicate(timeout=300)[0] for start in starts]
+        assert [start.returncode for start in starts] == [0, 0], said
+        servers = [remembered(home) for home in homes]
+        for home, server, line in zip(homes, servers, said, strict=True):
+            assert server is not None
+            assert f"Prefect's server runs: {server.page} " in line
+            used = json.loads(_page(f"{server.url}/admin/settings"))["home"]
+            assert used == os.path.join(home, "prefect")
+    finally:
+        for home in homes:
+            down(Settings(home=home))
 
 
 def _page(url: str) -> str:
