@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from storage.exports.errors import plain_errors
-from storage.exports.output import FORMATS, Output, check_output, plan_output
+from storage.exports.output import FORMATS, TEXT, Output, check_output, plan_output
 from storage.exports.records import Records
 from storage.exports.stage import Stage
 
@@ -129,6 +129,15 @@ def open_writer(
 
 
 def _body(stage: Stage, output: Output, dims: Mapping[str, int]) -> Body:
-    from storage.exports.text import TextBody
+    """Open the files; each format is imported only where it is written."""
+    if output.format in TEXT:
+        from storage.exports.text import TextBody
 
-    return TextBody(stage, output, dims)
+        return TextBody(stage, output, dims)
+    if output.format in ("npy", "npz"):
+        from storage.exports.arrays import NpyBody, NpzBody
+
+        return (NpyBody if output.format == "npy" else NpzBody)(stage, output, dims)
+    from storage.exports.parquet import ClipBody, ParquetBody
+
+    return (ParquetBody if output.format == "parquet" else ClipBody)(stage, output, dims)

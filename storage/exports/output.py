@@ -9,7 +9,7 @@ from storage.exports.errors import ExportError, shown
 
 TEXT = {"tsv": "tsv", "csv": "csv", "table": "csv"}
 """Text formats, with the suffix of a layer's file in a folder."""
-FORMATS = (*TEXT,)
+FORMATS = (*TEXT, "npy", "npz", "parquet", "clip-retrieval")
 """All formats by name."""
 SUFFIXES = {
     ".tsv": "tsv",

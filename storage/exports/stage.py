@@ -6,10 +6,11 @@ One that a killed process left there is emptied and used again.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, cast
 
 from storage.exports.errors import ExportError, plain_errors, shown
 from storage.exports.output import Output, check_output
@@ -65,6 +66,13 @@ class Stage:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         file = open(path, "w+b", buffering=BUFFER_BYTES)  # noqa: SIM115 - closed by the stage
         self._files.append(file)
+        self._open.callback(_quietly, file.close)
+        return file
+
+    def spool(self) -> BinaryIO:
+        """Return an unnamed file on the same disk that goes with the stage."""
+        unnamed = tempfile.TemporaryFile(dir=self.folder, buffering=BUFFER_BYTES)  # noqa: SIM115
+        file = cast(BinaryIO, unnamed)
         self._open.callback(_quietly, file.close)
         return file
 
