@@ -14,23 +14,19 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.engine.clusters import check_keywords, cluster_of
 from flows.engine.crew import NEVER, is_tame
 from flows.engine.tasks import PrefectSteps
 from flows.errors import FlowError, SettingsError
-from flows.job.engines import cores
 from flows.job.steps import MOST_SLOTS
 from flows.server.process import Say, nobody
 
 if TYPE_CHECKING:
+    from prefect_dask.task_runners import DaskTaskRunner
+
     from flows.job.loop import IndexOptions
 
-LOCAL = "distributed.LocalCluster"
-LOCAL_NAMES = ("distributed.LocalCluster", "dask.distributed.LocalCluster")
-LEAST_WORKERS = 2
-"""Local workers where their number is not said and there are no GPUs to count."""
 ANSWER_S = 10
-KEYS = ("address", "cluster_class", "cluster_kwargs", "adapt_kwargs", "client_kwargs")
-"""What a cluster's file may say: arguments of ``DaskTaskRunner``."""
 
 
 @contextmanager
@@ -69,6 +65,8 @@ def task_runner(options: "IndexOptions") -> TaskRunner[Any]:
         Prefect's API or the catalog.
     SettingsError
         ``cluster`` is neither an address, a number of workers, nor a usable file.
+    DeviceError
+        The workers are on this machine, and a device is not.
     """
     if options.runner != "dask":
         return ThreadPoolTaskRunner(max_workers=MOST_SLOTS)
@@ -78,83 +76,51 @@ def task_runner(options: "IndexOptions") -> TaskRunner[Any]:
         raise FlowError(
             "--runner dask needs prefect-dask: pip install 'lookalike[dask]'"
         ) from error
-    cluster = options.cluster
-    if cluster is None or cluster.isdecimal():
-        return _made(options, _local(options.device, int(cluster or 0)), "--cluster")
-    if "://" in cluster:
-        return _made(options, {"address": cluster}, "--cluster")
-    return _made(options, _from_file(cluster), cluster)
-
-
-def _local(device: str, workers: int) -> dict[str, Any]:
-    """Return a cluster of worker processes on this machine."""
-    if not workers:
-        from extractor.device import devices
-
-        found = devices(device)
-        workers = len(found) if found[0].startswith("cuda") else max(LEAST_WORKERS, len(found))
-    environment = {"OMP_NUM_THREADS": max(1, cores() // workers)}
-    if is_tame():
-        environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = NEVER
-    return {
-        "cluster_class": LOCAL,
-        "cluster_kwargs": {
-            "n_workers": workers,
-            "threads_per_worker": 1,
-            "memory_limit": 0,
-            "scheduler_kwargs": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-            "silence_logs": NEVER,
-            "env": environment,
-        },
-    }
-
-
-def _from_file(path: str) -> dict[str, Any]:
-    import yaml  # type: ignore[import-untyped]
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            said = yaml.safe_load(file)
-    except OSError as error:
-        raise SettingsError(
-            f"--cluster {path}: neither an address (tcp://HOST:8786), a number of local workers, "
-            f"nor a YAML file that can be read ({error.strerror})"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(said, dict) or not said:
-        raise SettingsError(f"{path}: names no cluster; it takes {', '.join(KEYS)}")
-    unknown = [str(key) for key in said if key not in KEYS]
-    if unknown:
-        raise SettingsError(f"{path}: unknown {', '.join(unknown)}; it takes {', '.join(KEYS)}")
-    return said
+    return _made(options, *cluster_of(options.cluster, options.device))
 
 
 def _made(options: "IndexOptions", spec: dict[str, Any], origin: str) -> TaskRunner[Any]:
     """Return the runner for the arguments, once it is known that it can work."""
-    from prefect_dask.task_runners import DaskTaskRunner
-
-    address = spec.get("address")
-    if address is not None:
-        _check_scheduler(str(address))
-    if _elsewhere(spec):
+    runner = _runner(spec, origin)
+    if runner.address is not None:
+        _check_scheduler(runner.address)
+        runner.client_kwargs.setdefault("timeout", ANSWER_S)
+    if _elsewhere(runner):
         _check_catalog(options)
         _check_api()
-    if address is not None:
-        client = {"timeout": ANSWER_S, **(spec.get("client_kwargs") or {})}
-        spec = {**spec, "client_kwargs": client}
+    return runner
+
+
+def _runner(spec: dict[str, Any], origin: str) -> "DaskTaskRunner":
+    from distributed import LocalCluster
+    from prefect_dask.task_runners import DaskTaskRunner
+
     try:
-        return DaskTaskRunner(**spec)
+        runner = DaskTaskRunner(**spec)
     except Exception as error:
         raise SettingsError(f"{origin}: {' '.join(str(error).split())}") from error
+    made = runner.resolved_cluster_class
+    if made is not None and not callable(made):
+        raise SettingsError(f"{origin}: cluster_class {spec['cluster_class']} is no class")
+    if runner.address is None and _is_local(made):
+        check_keywords(made or LocalCluster, runner.cluster_kwargs, origin)
+        if is_tame():
+            runner.cluster_kwargs.setdefault("silence_logs", NEVER)
+    return runner
 
 
-def _elsewhere(spec: dict[str, Any]) -> bool:
+def _is_local(made: Any) -> bool:
+    """Return whether a cluster of this class has its workers on this machine."""
+    from distributed import LocalCluster
+
+    return made is None or (isinstance(made, type) and issubclass(made, LocalCluster))
+
+
+def _elsewhere(runner: "DaskTaskRunner") -> bool:
     """Return whether a cluster's workers may be on other machines."""
-    address = spec.get("address")
-    if address is None:
-        return spec.get("cluster_class") not in (None, *LOCAL_NAMES)
-    host = urlparse(str(address)).hostname or ""
+    if runner.address is None:
+        return not _is_local(runner.resolved_cluster_class)
+    host = urlparse(runner.address).hostname or ""
     with suppress(OSError):
         for family, kind, *_, place in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
             with suppress(OSError), closing(socket.socket(family, kind)) as probe:

@@ -113,7 +113,18 @@ def test_a_file_is_what_prefect_dask_takes(tmp_path: Path) -> None:
         ("n_workers: 3\n", "unknown n_workers; it takes address"),
         ("cluster_class: distributed.NoSuchCluster\n", "NoSuchCluster"),
         ("cluster_class: no_such_module.Cluster\n", "no_such_module"),
-        ("address: 'tcp://127.0.0.1:1'\ncluster_class: distributed.LocalCluster\n", "127.0.0.1:1"),
+        ("cluster_class: distributed\n", "distributed is no class"),
+        ("cluster_class: 3\n", "cluster_class has to be text"),
+        ("cluster_kwargs: 3\n", "cluster_kwargs has to be a mapping"),
+        ("cluster_kwargs: {nworkers: 2}\n", "takes no nworkers: did you mean n_workers?"),
+        (
+            "cluster_class: distributed.LocalCluster\ncluster_kwargs: {colour: red}\n",
+            "LocalCluster takes no colour",
+        ),
+        ("address: 'tcp://127.0.0.1:1'\n", "127.0.0.1:1"),
+        ("address: 'tcp://h:1'\ncluster_class: distributed.LocalCluster\n", "Cannot specify"),
+        ("address: 'node7:8786'\n", "node7:8786 is no address .* looks like tcp://node7:8786"),
+        ("address: node7\n", "node7 is no address .* looks like tcp://HOST:8786"),
         ("client_kwargs: {asynchronous: true}\n", "asynchronous"),
     ],
 )
@@ -122,9 +133,41 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, said: st
         temporary_settings({PREFECT_API_URL: "http://login1:4200/api"}),
         pytest.raises(FlowError, match=said) as caught,
     ):
-        task_runner(on_dask(written(tmp_path, text)))
+        # What is wrong in itself is said before what does not go with this catalog.
+        task_runner(on_dask(written(tmp_path, text), catalog_url=None))
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        ("0", "--cluster 0: no worker would work; give a number from 1 on"),
+        ("http://node7:8787", "http://node7:8787 is no address .* looks like tcp://HOST:8786"),
+        ("tpc://node7:8786", "tpc://node7:8786 is no address .* looks like tcp://node7:8786"),
+        ("node7:8786", "node7:8786 is no address .* looks like tcp://node7:8786"),
+        ("tcp://:8786", "tcp://:8786 is no address"),
+        ("tcp://node7:port", "tcp://node7:port is no address"),
+    ],
+)
+def test_what_is_wrong_with_a_cluster_is_said(cluster: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said) as caught:
+        task_runner(on_dask(cluster, catalog_url=None))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_workers_of_this_machine_take_is_let_through(tmp_path: Path) -> None:
+    takes = "n_workers: 1, threads_per_worker: 1, memory_limit: 0, resources: {GPU: 1}"
+    for name in ("distributed.LocalCluster", "distributed.deploy.local.LocalCluster"):
+        path = written(tmp_path, f"cluster_class: {name}\ncluster_kwargs: {{{takes}}}\n")
+        runner: Any = task_runner(on_dask(path, catalog_url=None))  # is known to be here
+        assert runner.cluster_kwargs["resources"] == {"GPU": 1}
+
+
+def test_a_device_that_is_not_here_is_refused_before_workers_start() -> None:
+    for cluster in (None, "2"):
+        with pytest.raises(DeviceError, match="no device 'cuda:99'"):
+            task_runner(on_dask(cluster, device="cuda:99"))
 
 
 def test_what_is_no_cluster_is_refused(tmp_path: Path) -> None:
