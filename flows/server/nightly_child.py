@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import (
     ConcurrencyLimitStrategy,
     DeploymentStatus,
 )
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
@@ -53,7 +54,7 @@ class Served:
 
     def deployment(self, night: Night, cron: str | None) -> RunnerDeployment:
         """Return the deployment, with its schedule if it has one."""
-        return RunnerDeployment.from_entrypoint(
+        deployment = RunnerDeployment.from_entrypoint(
             self.entrypoint,
             name=self.name,
             description=self.description,
@@ -63,6 +64,9 @@ class Served:
             concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=self.collision),
             paused=False,
         )
+        if not cron:  # an empty list takes away the schedules that people have made
+            deployment.model_fields_set.discard("schedules")
+        return deployment
 
 
 SERVED = (
@@ -101,7 +105,7 @@ async def serve(night: Night, closed: asyncio.Event) -> None:
     async with get_client() as client:
         for served in SERVED:
             deployment = served.deployment(night, crons.get(served.name))
-            await _refuse_others(client, deployment, night.home)
+            await _take_over(client, deployment, night.home)
             names[await runner.aadd_deployment(deployment)] = served.name
         _greet(night, names)
         watch = Watch(names, night.timezone)
@@ -134,13 +138,22 @@ async def _run_until(runner: Runner, closed: asyncio.Event) -> None:
         closing.cancel()
 
 
-async def _refuse_others(client: PrefectClient, deployment: RunnerDeployment, home: str) -> None:
-    """Leave deployments alone that workers carry out, or a process of another home."""
-    name = f"{deployment.flow_name}/{deployment.name}"
+async def _take_over(client: PrefectClient, deployment: RunnerDeployment, home: str) -> None:
+    """Make sure that what is served replaces only what an earlier start has left."""
     try:
-        there = await client.read_deployment_by_name(name)
+        there = await client.read_deployment_by_name(deployment.full_name)
     except ObjectNotFound:
         return
+    _refuse_others(there, deployment.full_name, home)
+    if deployment.schedules:
+        return
+    for schedule in there.schedules:
+        if schedule.slug == deployment.name:  # ours; those that people have made stay
+            await client.delete_deployment_schedule(there.id, schedule.id)
+
+
+def _refuse_others(there: DeploymentResponse, name: str, home: str) -> None:
+    """Leave deployments alone that workers carry out, or a process of another home."""
     if there.work_pool_name is not None:
         raise ServerError(
             f"{name} belongs to the work pool '{there.work_pool_name}': its workers run the nights "

@@ -282,6 +282,9 @@ class TestAService:
             nightly.site().trigger("backfill-images/backfill", home=store)
             nightly.says(r"backfill\b.* completed: ")
 
+            self._schedule_by_hand(nightly.site(), "backfill-images/backfill")
+            assert self._schedules(store) == {"nightly", "maintenance", None}
+
             nightly.start_a_long_run(many)
             family = nightly.family()
             assert len(alive(family)) >= 3  # server, runner, run
@@ -301,6 +304,7 @@ class TestAService:
         with self.serving(folder, store, "--at", "03:33", "--maintenance", "never") as nightly:
             nightly.says(r"nightly runs next on \w+, [-\d]+ at 03:33$")
             assert self._paused(store) == {"nightly": 0, "backfill": 0, "maintenance": 0}
+            assert self._schedules(store) == {"nightly", None}  # a person's own stays
             nightly.start_a_long_run(many)
             family = nightly.family()
             nightly.process.terminate()
@@ -321,6 +325,17 @@ class TestAService:
             gone(family, 60)
         found = accounts(Home(store))
         assert found.images == found.vectors == found.rows == found.written
+
+    def _schedule_by_hand(self, site: Site, deployment: str) -> None:
+        from prefect.client.schemas.schedules import CronSchedule
+
+        with site.client() as client:
+            made = [(CronSchedule(cron="0 12 1 1 *"), True)]
+            client.create_deployment_schedules(site.deployment(deployment).id, made)
+
+    def _schedules(self, home: str) -> set[str | None]:
+        with closing(sqlite3.connect(os.path.join(home, "prefect", "prefect.db"))) as database:
+            return {slug for (slug,) in database.execute("select slug from deployment_schedule")}
 
     def _paused(self, home: str) -> dict[str, int]:
         with closing(sqlite3.connect(os.path.join(home, "prefect", "prefect.db"))) as database:
