@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from extractor import decode
 from extractor.preprocess import Preprocess, pixels
@@ -28,10 +29,23 @@ _MOST_PIXEL_BYTES: Final = 2**30  # bytes of pictures being decoded at once
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file to load: the caller's key for it, and the absolute path to open."""
+    """A picture to load.
+
+    Parameters
+    ----------
+    key
+        The caller's.
+    path
+        Absolute path of the file to open.
+    picture
+        Makes the picture instead, where it is in no file: shape ``(H, W, 3)``, uint8.  Called in a
+        thread; may raise ``Unread``.  Its digest is that of shape and pixels, and of its signature
+        only the size says something.
+    """
 
     key: int
     path: bytes
+    picture: Callable[[], NDArray[np.uint8]] | None = None
 
 
 class Seconds(NamedTuple):
@@ -93,6 +107,11 @@ class _Loader:
         self._pictures = Room(_MOST_PIXEL_BYTES)
 
     def load(self, source: Source, stopped: Callable[[], bool]) -> Loaded:
+        if source.picture is not None:
+            return self._loaded_picture(source.key, source.picture)
+        return self._loaded_file(source, stopped)
+
+    def _loaded_file(self, source: Source, stopped: Callable[[], bool]) -> Loaded:
         read_at_ns = time.time_ns()
         started = time.perf_counter()
         try:
@@ -110,27 +129,55 @@ class _Loader:
         seconds = Seconds(open_s + read_at - started, hashed_at - read_at, got.decode_s)
         return Loaded(source.key, digest, file.sig, read_at_ns, got.pixels, got.failure, seconds)
 
-    def _decoded(self, data: bytes, stopped: Callable[[], bool]) -> "_Decoded":
-        """Return the pixels or why there are none; the time excludes waiting for memory."""
-        started = time.perf_counter()
-        waited = 0.0
-        array: NDArray[np.uint8] | None = None
-        failure: Failure | None = None
+    def _loaded_picture(self, key: int, picture: Callable[[], NDArray[np.uint8]]) -> Loaded:
+        """Load what is in memory; it needs no room of the files, being small and the caller's."""
+        read_at_ns, started = time.time_ns(), time.perf_counter()
         try:
+            array = np.ascontiguousarray(picture())
+        except Unread as error:
+            return Loaded(key, None, error.sig, read_at_ns, None, error.failure)
+        read_at = time.perf_counter()
+        digest = hashlib.sha256(repr(array.shape).encode())
+        digest.update(array.data)
+        hashed_at = time.perf_counter()
+        got = _NOT_WANTED
+        if self._wants(digest.digest()):
+            got = _settled(lambda: (pixels(Image.fromarray(array), self._preprocess), 0.0))
+        seconds = Seconds(read_at - started, hashed_at - read_at, got.decode_s)
+        sig = (array.nbytes, 0, 0, 0)
+        return Loaded(key, digest.digest(), sig, read_at_ns, got.pixels, got.failure, seconds)
+
+    def _decoded(self, data: bytes, stopped: Callable[[], bool]) -> "_Decoded":
+        def decoded() -> tuple[NDArray[np.uint8], float]:
             image = decode.open_header(data, target=self._preprocess.target)
             asked = time.perf_counter()
             with self._pictures.hold(decode.memory_bytes(image), stopped):
                 waited = time.perf_counter() - asked
-                array = pixels(decode.render(image), self._preprocess)
-        except Stopped:
-            raise
-        except decode.DecodeError as error:
-            failure = Failure("decode", error.failure_class, error.message, error.transient)
-        except MemoryError:
-            failure = Failure("decode", "memory", "not enough memory to resize", transient=True)
-        except Exception as error:  # noqa: BLE001 - a bad picture must not end the run
-            failure = Failure("decode", "error", repr(error)[:300], transient=False)
-        return _Decoded(array, failure, time.perf_counter() - started - waited)
+                return pixels(decode.render(image), self._preprocess), waited
+
+        return _settled(decoded)
+
+
+def _settled(make: Callable[[], tuple[NDArray[np.uint8], float]]) -> _Decoded:
+    """Return the pixels or why there are none.
+
+    ``make`` tells the seconds that it waited for memory too; they are no part of the time.
+    """
+    started = time.perf_counter()
+    array: NDArray[np.uint8] | None = None
+    failure: Failure | None = None
+    waited = 0.0
+    try:
+        array, waited = make()
+    except Stopped:
+        raise
+    except decode.DecodeError as error:
+        failure = Failure("decode", error.failure_class, error.message, error.transient)
+    except MemoryError:
+        failure = Failure("decode", "memory", "not enough memory to resize", transient=True)
+    except Exception as error:  # noqa: BLE001 - a bad picture must not end the run
+        failure = Failure("decode", "error", repr(error)[:300], transient=False)
+    return _Decoded(array, failure, time.perf_counter() - started - waited)
 
 
 def load(

@@ -410,3 +410,62 @@ def test_a_picture_that_waits_for_room_is_given_up_on_a_stop(tmp_path, monkeypat
     with full.hold(10, stop.is_set), later(stop.set):
         got = list(load(pictures(tmp_path, 2), wants=everything, preprocess=P, stop=stop))
     assert got == []
+
+
+def array(seed, shape=(50, 60, 3)):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_pictures_from_memory_come_like_those_of_files_with_the_same_pixels(tmp_path):
+    sources, expected = [], []
+    for key in range(9):
+        image = Image.fromarray(array(key))
+        file = write(tmp_path, f"{key}.png", saved(image, "PNG"))
+        sources += [Source(2 * key, file), Source(2 * key + 1, b"", lambda key=key: array(key))]
+        expected += [pixels(image, P)] * 2
+    got = list(load(sources, wants=everything, preprocess=P, workers=3))
+    assert [loaded.key for loaded in got] == list(range(18))
+    assert all(loaded.failure is None for loaded in got)
+    for loaded, want in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(loaded.pixels, want)
+
+
+def test_the_digest_of_a_picture_is_that_of_its_shape_and_pixels():
+    def digest(values):
+        (loaded,) = load([Source(1, b"", lambda: values)], wants=everything, preprocess=P)
+        assert loaded.sig[0] == values.nbytes
+        return loaded.digest
+
+    black = np.zeros((4, 6, 3), np.uint8)
+    assert digest(black) == digest(black.copy()) == digest(black.transpose(0, 1, 2)[:, :])
+    assert digest(black) != digest(black.reshape(6, 4, 3))
+    assert digest(array(1)) != digest(array(2))
+    assert digest(np.asfortranarray(array(1))) == digest(array(1))
+
+
+def test_a_picture_that_can_not_be_made_fails_alone():
+    why = Failure("read", "range", "1.5 is above 1", transient=False)
+
+    def refuse():
+        raise Unread(why)
+
+    makers = [lambda: array(0), refuse, lambda: array(1)]
+    got = list(
+        load([Source(i, b"", m) for i, m in enumerate(makers)], wants=everything, preprocess=P)
+    )
+    assert [loaded.failure for loaded in got] == [None, why, None]
+    assert got[1].digest is None
+    assert got[1].sig is None
+
+
+def test_a_picture_nobody_wants_is_not_resized():
+    (loaded,) = load([Source(1, b"", lambda: array(0))], wants=lambda _: False, preprocess=P)
+    assert loaded.pixels is None
+    assert loaded.failure is None
+    assert loaded.seconds.decode == 0
+
+
+def test_a_picture_of_the_wrong_kind_is_a_failure_of_its_own():
+    odd = np.zeros((4, 4, 2), np.uint16)
+    (loaded,) = load([Source(1, b"", lambda: odd)], wants=everything, preprocess=P)
+    assert (loaded.failure.stage, loaded.failure.failure_class) == ("decode", "error")
