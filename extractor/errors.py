@@ -6,6 +6,7 @@
     ├── UnknownModel              2  no network of that name
     ├── UnknownLayer              2  the network has no layer of that name
     ├── WeightsError              2  the weights can't be had or don't fit the network
+    ├── InputSizeError            2  the network takes no pictures of that size
     └── DeviceError               2  the device is unknown or not there
 
 A bad picture is not among them: it is data, and ``extractor.loader`` reports it as a ``Failure``.
@@ -28,6 +29,10 @@ class UnknownLayer(ExtractorError):
 
 class WeightsError(ExtractorError):
     """The weights can't be had or don't fit the network; the message names file and keys."""
+
+
+class InputSizeError(ExtractorError):
+    """The network takes no pictures of that size; the message says which it takes."""
 
 
 class DeviceError(ExtractorError):

@@ -6,6 +6,7 @@ Importing this module loads no torch: ``request_key`` serves runs that need no f
 import importlib.metadata
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,9 @@ from extractor.preprocess import Preprocess
 __all__ = ["Model", "ModelRequest", "ModelSpec", "list_models", "open_model", "request_key"]
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from extractor.graph import Traced
+    from extractor.layers import Layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +30,50 @@ class ModelRequest:
     Attributes
     ----------
     model
-        Name of a torchvision classification network.
+        A classification network of torchvision, a name of the field's, ``timm:NAME``, or
+        ``package.module:function``.
     layer
         A layer by the field's name, a graph node or a module; None is the penultimate layer.
     weights
         ``DEFAULT``, another published name, a file, or ``random[:SEED]``.
+    input_size
+        Side of the input in pixels; None is the network's own.
+    pool
+        How maps become a vector: ``avg``, ``max`` or ``gem``; None is as the layer has it.
+    scales
+        Sizes of the input, as parts of its own, whose vectors are averaged; none is one alone.
+    relu
+        Whether a ReLU's layer is taken behind it, or before.
     """
 
     model: str = "resnet50"
     layer: str | None = None
     weights: str = "DEFAULT"
+    input_size: int | None = None
+    pool: str | None = None
+    scales: tuple[float, ...] = ()
+    relu: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(map(float, self.scales)))  # JSON knows lists
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values as JSON knows them; ``ModelRequest(**values)`` takes them back.
+
+        Model, layer and weights, and of the others those that differ from what is usual.
+        """
+        values = {"model": self.model, "layer": self.layer, "weights": self.weights}
+        return values | self.unusual()
+
+    def unusual(self) -> dict[str, Any]:
+        """Return what differs from the usual, besides model, layer and weights."""
+        found: dict[str, Any] = {
+            "input_size": self.input_size,
+            "pool": self.pool,
+            "scales": list(self.scales) or None,
+            "relu": None if self.relu else False,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +82,22 @@ class ModelSpec:
 
     Attributes
     ----------
+    architecture
+        The network's name: torchvision's, ``timm:NAME``, or ``package.module:function``.
     weights_digest
         SHA-256 of the values of the state dict (``weights.digest``).
     node
-        The layer's graph node.
+        The layer's graph node, or the place in a network that is hooked.
     pooling
-        ``none``, ``average``, ``average-last`` or ``token``.
+        ``none``, ``average``, ``max``, ``gem`` (each also with ``-last``) or ``token``.
     relu
         Whether the layer's values come right out of a ReLU.
     dim
         Size of a vector.
+    scales
+        The sizes of the input whose vectors are averaged; none where there is one alone.
+    code
+        SHA-256 of the file that makes a network of one's own.
     """
 
     architecture: str
@@ -69,10 +109,16 @@ class ModelSpec:
     dim: int
     normalize: str = "l2"
     decode_version: int = DECODE_VERSION
+    scales: tuple[float, ...] = ()
+    code: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the values as JSON knows them."""
-        return {
+        """Return the values as JSON knows them.
+
+        ``scales`` and ``code`` are left out where they are empty: a space is known by these
+        values, and spaces are older than they.
+        """
+        values: dict[str, Any] = {
             "architecture": self.architecture,
             "weights_digest": self.weights_digest,
             "node": self.node,
@@ -83,6 +129,11 @@ class ModelSpec:
             "decode_version": self.decode_version,
             "dim": self.dim,
         }
+        if self.scales:
+            values["scales"] = list(self.scales)
+        if self.code:
+            values["code"] = self.code
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +142,41 @@ class Model:
 
     Attributes
     ----------
+    specs
+        One for each layer, which differ in that alone.
     module
-        Normalised pixels (N, 3, H, W), float32, to features (N, D), not yet of unit length.
-    layer_name
-        The layer as people call it: ``avgpool``, ``fc7``, else its node.
+        Normalised pixels (N, 3, H, W), float32, to features (N, D), not yet of unit length: the
+        layers side by side, D the sum of their dims.
+    layer_names
+        The layers as people call them: ``avgpool``, ``fc7``, else their nodes.
     """
 
-    spec: ModelSpec
+    specs: "tuple[ModelSpec, ...]"
     module: "nn.Module"
-    layer_name: str
+    layer_names: tuple[str, ...]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the first layer's vectors depend on; often there is no other."""
+        return self.specs[0]
+
+    @property
+    def layer_name(self) -> str:
+        """What people call the first layer."""
+        return self.layer_names[0]
 
     @property
     def preprocess(self) -> Preprocess:
-        """How a picture becomes the network's input."""
+        """How a picture becomes the network's input, the same for all layers."""
         return self.spec.preprocess
 
 
 def request_key(request: ModelRequest) -> str:
     """Return what a request stands for as text, without torch.
 
-    Equal keys give equal specs: it holds the typed values, the signature of the weights file, and
-    the versions of torchvision (which says what ``DEFAULT`` is) and of the decoder.
+    Equal keys give equal specs: it holds the typed values, the signatures of the weights file and
+    of the file that makes a network of one's own, and the versions of the decoder and of
+    torchvision and timm, which say what ``DEFAULT`` is.
     """
     values: list[Any] = [request.weights]
     path = weights.weights_file(request.weights)
@@ -121,62 +186,59 @@ def request_key(request: ModelRequest) -> str:
             stat = os.stat(path)
             values = [path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     key = {
-        "model": request.model.lower(),
+        "model": networks.typed(request.model),
         "layer": request.layer,
         "weights": values,
         "torchvision": importlib.metadata.version("torchvision"),
         "decode_version": DECODE_VERSION,
+        **networks.versions(request.model),
+        **request.unusual(),
     }
     return json.dumps(key, sort_keys=True)
 
 
-def open_model(request: ModelRequest) -> Model:
+def open_model(request: ModelRequest, layers: Sequence[str] | None = None) -> Model:
     """Build the network that a request names, cut off behind its layer.
+
+    Parameters
+    ----------
+    layers
+        Several layers in one pass; then the request says none.
 
     Raises
     ------
-    UnknownModel, UnknownLayer, WeightsError
+    UnknownModel, UnknownLayer, WeightsError, InputSizeError
         With what there is instead.
     """
-    from extractor import graph, layers
-
-    name = networks.known(request.model)
-    origin = weights.parse(request.weights, name)
-    preset = origin.preset
+    if layers and request.layer is not None:
+        raise ValueError(f"the layer is {request.layer!r} and is {', '.join(layers)}")
+    wanted = tuple(layers) if layers else (request.layer,)
+    sketch = networks.sketch(request.model, request.weights, request.input_size)
     # Before any weights: a wrong layer must not wait for a download.
-    network, traced = _skeleton(name, preset)
-    layer = layers.resolve(traced, request.layer)
-    if origin.seed is not None:
-        network = weights.build(networks.maker(name, preset), origin.seed)
-    else:
-        state = weights.read(origin)
-        preset = networks.preset_of(state, preset)
-        network, traced = _skeleton(name, preset, _classes(state, traced))
-        layer = layers.resolve(traced, request.layer)
-        weights.assign(network, state, name)
-    spec = ModelSpec(
-        architecture=name,
-        weights_digest=weights.digest(network),
-        node=layer.node,
-        pooling=layer.pooling,
-        relu=layer.relu,
-        preprocess=networks.preprocess(preset),
-        dim=layer.dim,
+    found = _find(sketch, wanted, request)
+    if request.scales:
+        sketch.try_scales(found, request.scales)
+    network = sketch.loaded()
+    found = _find(network, wanted, request)
+    digest = weights.digest(network.network)
+    specs = tuple(
+        ModelSpec(
+            architecture=network.name,
+            weights_digest=digest,
+            node=layer.node,
+            pooling=layer.pooling,
+            relu=layer.relu,
+            preprocess=network.preprocess,
+            dim=layer.dim,
+            scales=request.scales,
+            code=network.code,
+        )
+        for layer in found
     )
-    module = graph.cut(network.eval(), traced, layer.node, layer.pooling)
-    return Model(spec, module, layer.name)
+    return Model(specs, network.cut(found, request.scales), tuple(layer.name for layer in found))
 
 
-def _skeleton(name: str, preset: Any, classes: int | None = None) -> "tuple[nn.Module, Traced]":
-    from extractor import graph
-
-    network = graph.skeleton(networks.maker(name, preset, classes))
-    return network, graph.trace(network, preset.transforms().crop_size[0])
-
-
-def _classes(state: "dict[str, torch.Tensor]", traced: "Traced") -> int | None:
-    """Return the number of classes that a file was trained for: a fine-tuned one has its own."""
-    from extractor import layers
-
-    parameter = layers.final_parameter(traced)
-    return int(state[parameter].shape[0]) if parameter in state else None
+def _find(
+    network: networks.Network, names: Sequence[str | None], request: ModelRequest
+) -> "list[Layer]":
+    return [network.layer(name, relu=request.relu, pool=request.pool) for name in names]

@@ -1,17 +1,35 @@
-"""torchvision's classification networks: their names, how each is built, what its presets say."""
+"""Networks by name: torchvision's, timm's, one's own, and the names that people know them by."""
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Mapping
+import importlib.metadata
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from extractor import own_networks, timm_networks, torchvision_networks
 from extractor.errors import UnknownModel
 from extractor.preprocess import Preprocess
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
+
+    from extractor.layers import Layer
+
+TIMM = "timm:"
+"""What the names of timm's networks begin with."""
+
+# Names that papers and other tools use, small and without hyphens and underscores, for networks
+# that torchvision does not have.
+_ALIASES = {
+    "xception": "timm:legacy_xception",
+    "inceptionresnetv2": "timm:inception_resnet_v2",
+    "inceptionv4": "timm:inception_v4",
+    "mobilenet": "timm:mobilenetv1_100",
+    "mobilenetv1": "timm:mobilenetv1_100",
+    "nasnetlarge": "timm:nasnetalarge",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +48,8 @@ class ModelInfo:
         Work for one image, as torchvision counts it (multiply-adds).
     weights
         Names of the published weights.
+    source
+        Where network and weights come from: ``torchvision``, or the network of timm.
     """
 
     name: str
@@ -38,95 +58,129 @@ class ModelInfo:
     parameters: int
     gflop: float
     weights: tuple[str, ...]
+    source: str
 
 
-def list_models(pattern: str | None = None) -> list[ModelInfo]:
-    """Describe the networks whose name holds ``pattern``, or matches it as a glob; or all."""
-    from torchvision.models import get_model_weights
+class Network(Protocol):
+    """A network as its source gives it: a sketch without weights, whole after ``loaded``."""
 
-    from extractor import graph, layers
+    @property
+    def name(self) -> str:
+        """What the network is called, the same however it was typed."""
 
-    found = []
-    for name in names():
-        if pattern and pattern not in name and not fnmatch.fnmatch(name, pattern):
-            continue
-        enum = get_model_weights(name)
-        preset = enum.DEFAULT
-        info = ModelInfo(
-            name=name,
-            dim=layers.classifier_inputs(graph.skeleton(maker(name, preset))),
-            input_size=preset.transforms().crop_size[0],
-            parameters=preset.meta["num_params"],
-            gflop=preset.meta["_ops"],
-            weights=tuple(enum.__members__),
-        )
-        found.append(info)
-    return found
+    @property
+    def code(self) -> str:
+        """SHA-256 of the file that makes a network of one's own, else nothing."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How a picture becomes the network's input."""
+
+    @property
+    def network(self) -> "nn.Module":
+        """The network itself, on the meta device before ``loaded``."""
+
+    def layer(self, name: str | None, *, relu: bool, pool: str | None) -> "Layer":
+        """Find a layer by its name; None is the penultimate one."""
+
+    def loaded(self) -> Self:
+        """Return the network with its weights, in inference mode."""
+
+    def try_scales(self, chosen: "Sequence[Layer]", scales: Sequence[float]) -> None:
+        """Raise ``UnknownLayer`` where a sketch shows that there can't be these scales."""
+
+    def cut(self, chosen: "Sequence[Layer]", scales: Sequence[float]) -> "nn.Module":
+        """Return a module that gives the layers' features side by side."""
 
 
-def names() -> list[str]:
-    """Return the names of torchvision's classification networks, sorted."""
-    import torchvision.models
+def sketch(model: str, weights: str, side: int | None) -> Network:
+    """Find a network by its name and say what it is, without its weights.
 
-    found: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return found
+    Parameters
+    ----------
+    model
+        A name of torchvision's, one that people use, ``timm:NAME`` or ``package.module:function``.
+    weights
+        As it is typed.
+    side
+        Side of the input, pixels; None is the network's own.
+
+    Raises
+    ------
+    UnknownModel, WeightsError, InputSizeError
+        With what there is instead.
+    """
+    if own_networks.is_own(model):
+        return own_networks.sketch(model, weights, side)
+    name = known(model)
+    if name.startswith(TIMM):
+        return timm_networks.sketch(name.removeprefix(TIMM), weights, side)
+    return torchvision_networks.sketch(name, weights, side)
+
+
+def typed(model: str) -> str:
+    """Return a name as a key holds it: in small letters where they do not matter."""
+    return model if own_networks.is_own(model) else model.lower()
+
+
+def versions(model: str) -> dict[str, Any]:
+    """Return what, besides torchvision, says what a typed name stands for.  Needs no torch."""
+    if own_networks.is_own(model):
+        return {"code": own_networks.signature(model)}
+    if model.lower().startswith(TIMM) or _plain(model) in _ALIASES:
+        try:
+            return {"timm": importlib.metadata.version("timm")}
+        except importlib.metadata.PackageNotFoundError:
+            return {"timm": None}
+    return {}
 
 
 def known(model: str) -> str:
-    """Return the network's name as torchvision writes it.
+    """Return a network's name as torchvision writes it, or ``timm:NAME``.
 
     Raises
     ------
     UnknownModel
         There is none; lists the nearest ones.
     """
-    name, there = model.lower(), names()
-    if name not in there:
-        near = difflib.get_close_matches(name, there, n=5, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise UnknownModel(f"there is no network {model!r}: {hint}`lookalike models` lists them")
-    return name
+    if model.lower().startswith(TIMM):
+        return TIMM + timm_networks.known(model[len(TIMM) :])
+    name, there = model.lower(), torchvision_networks.names()
+    if name in there:
+        return name
+    alias = {_plain(n): n for n in there}.get(_plain(name)) or _ALIASES.get(_plain(name))
+    if alias is not None:
+        return alias
+    near = difflib.get_close_matches(name, [*there, *_ALIASES], n=5, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}? " if near else ""
+    raise UnknownModel(f"there is no network {model!r}: {hint}`lookalike models` lists them")
 
 
-def maker(name: str, preset: Any, classes: int | None = None) -> "Callable[[], nn.Module]":
-    """Return a function that builds the bare architecture for inference."""
-    options: dict[str, Any] = {"weights": None}
-    if name in ("inception_v3", "googlenet"):
-        # The published weights expect inputs normalised their own way, which the network does
-        # itself; any other weights are taken to be their kin.  The auxiliary heads only train.
-        options |= {"aux_logits": False, "transform_input": True, "init_weights": True}
-    if name.startswith("vit_"):
-        options["image_size"] = preset.meta["min_size"][0]
-    if classes is not None:
-        options["num_classes"] = classes
+def list_models(pattern: str | None = None) -> list[ModelInfo]:
+    """Describe the networks whose name holds ``pattern``, or matches it as a glob; or all.
 
-    def make() -> "nn.Module":
-        from torchvision.models import get_model
-
-        network: nn.Module = get_model(name, **options)
-        return network
-
-    return make
+    timm's are listed for a pattern that begins with ``timm:`` alone.
+    """
+    return list(described(pattern))
 
 
-def preset_of(state: "Mapping[str, torch.Tensor]", preset: Any) -> Any:
-    """Return the preset whose input size fits a vision transformer's position embedding."""
-    position, patches = state.get("encoder.pos_embedding"), state.get("conv_proj.weight")
-    if position is None or patches is None:
-        return preset
-    candidates = [preset, *type(preset).__members__.values()]
-    tokens, patch = position.shape[1], patches.shape[-1]
-    fits = (p for p in candidates if (p.meta["min_size"][0] // patch) ** 2 + 1 == tokens)
-    return next(fits, preset)
+def described(pattern: str | None = None) -> Iterator[ModelInfo]:
+    """Describe the networks of `list_models` one by one, as they are found."""
+    wanted = (pattern or "").lower()
+    if wanted.startswith(TIMM):
+        yield from timm_networks.described(wanted.removeprefix(TIMM))
+        return
+    yield from torchvision_networks.described(lambda name: matches(name, wanted))
+    if timm_networks.installed():
+        for alias, name in _ALIASES.items():
+            if matches(alias, wanted):
+                yield timm_networks.describe(name.removeprefix(TIMM), called=alias)
 
 
-def preprocess(preset: Any) -> Preprocess:
-    """Read the preprocessing out of published weights."""
-    values = preset.transforms()
-    return Preprocess(
-        resize=values.resize_size[0],
-        crop=values.crop_size[0],
-        interpolation=values.interpolation.value,
-        mean=tuple(values.mean),
-        std=tuple(values.std),
-    )
+def matches(name: str, pattern: str) -> bool:
+    """Whether a name holds ``pattern``, or matches it as a glob."""
+    return not pattern or pattern in name or fnmatch.fnmatch(name, pattern)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_]", "", name.lower())

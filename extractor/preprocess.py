@@ -20,6 +20,7 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_FITS = ("cover", "contain")
 # A strip of 1:1000 would grow to 500 megapixels under torchvision's rule.  Above this many, only
 # the part that the crop keeps is resized, which differs from torchvision by the rounding alone.
 _MOST_PIXELS = 40_000_000
@@ -40,11 +41,15 @@ class Preprocess:
         ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``.
     mean, std
         Three numbers for red, green and blue, on the scale from 0 to 1.
+    fit
+        How a ``(height, width)`` is met: exactly, whatever becomes of the proportions (nothing
+        said); by the least picture of its own proportions that covers it (``cover``); or by the
+        largest one inside it, on a ground of the mean colour (``contain``).  As timm has it.
 
     Raises
     ------
     ValueError
-        A length that is not positive, an unknown interpolation, or not three numbers.
+        A length that is not positive, an unknown interpolation or fit, or not three numbers.
     """
 
     resize: int | tuple[int, int] = 256
@@ -52,6 +57,7 @@ class Preprocess:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    fit: str = ""
 
     def __post_init__(self) -> None:
         _check_sides("resize", self.resize)
@@ -61,6 +67,8 @@ class Preprocess:
             raise ValueError(f"interpolation is {self.interpolation!r}, not one of {known}")
         if {len(self.mean), len(self.std)} != {3} or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean}, std {self.std}: not three numbers above 0 each")
+        if self.fit and (self.fit not in _FITS or isinstance(self.resize, int)):
+            raise ValueError(f"fit is {self.fit!r}, not cover or contain of a (height, width)")
 
     @property
     def crop_size(self) -> tuple[int, int]:
@@ -73,14 +81,18 @@ class Preprocess:
         return self.resize if isinstance(self.resize, int) else max(self.resize)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the values as JSON knows them; ``from_json`` takes them back."""
-        return {
+        """Return the values as JSON knows them; ``from_json`` takes them back.
+
+        ``fit`` is left out where nothing is said of it: spaces are known by these values.
+        """
+        values: dict[str, Any] = {
             "resize": self.resize if isinstance(self.resize, int) else list(self.resize),
             "crop": self.crop if isinstance(self.crop, int) else list(self.crop),
             "interpolation": self.interpolation,
             "mean": list(self.mean),
             "std": list(self.std),
         }
+        return values | ({"fit": self.fit} if self.fit else {})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Preprocess":
@@ -100,6 +112,7 @@ class Preprocess:
             interpolation=values["interpolation"],
             mean=tuple(values["mean"]),
             std=tuple(values["std"]),
+            fit=values.get("fit", ""),
         )
 
 
@@ -141,8 +154,8 @@ def pixels(image: Image.Image, p: Preprocess) -> NDArray[np.uint8]:
 
 
 def _resized_crop(image: Image.Image, p: Preprocess) -> Image.Image:
-    """Resize ``image``, then cut out the centre; beyond its border is black."""
-    size = _resized_size(image.size, p.resize)
+    """Resize ``image``, then cut out the centre; beyond its border is black, or the mean."""
+    size = _resized_size(image.size, p)
     height, width = p.crop_size
     left, top = _start(size[0], width), _start(size[1], height)
     box = (left, top, left + width, top + height)
@@ -151,6 +164,10 @@ def _resized_crop(image: Image.Image, p: Preprocess) -> Image.Image:
         return _resized_part(image, size, box, how)
     if size != image.size:
         image = image.resize(size, how)
+    if p.fit == "contain" and (left < 0 or top < 0):
+        ground = Image.new("RGB", (width, height), _colour(p.mean))
+        ground.paste(image, (-left, -top))  # cuts off what is beyond
+        return ground
     return image if box == (0, 0, *image.size) else image.crop(box)
 
 
@@ -174,11 +191,21 @@ def _resized_part(
     )
 
 
-def _resized_size(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
+def _colour(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+    red, green, blue = (round(255 * value) for value in mean)
+    return red, green, blue
+
+
+def _resized_size(size: tuple[int, int], p: Preprocess) -> tuple[int, int]:
     """Return torchvision's ``(width, height)`` for a picture of ``size`` (width, height)."""
-    if not isinstance(resize, int):
-        return resize[1], resize[0]
     width, height = size
+    resize = p.resize
+    if not isinstance(resize, int):
+        if not p.fit:
+            return resize[1], resize[0]
+        choose = min if p.fit == "cover" else max  # timm/data/transforms.py, ResizeKeepRatio
+        ratio = choose(height / resize[0], width / resize[1])
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
     if width <= height:
         return resize, int(resize * height / width)
     return int(resize * width / height), resize

@@ -31,7 +31,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where weights come from.
+    """Where the weights of a network of torchvision come from.
 
     Attributes
     ----------
@@ -47,12 +47,23 @@ class Origin:
     path: str | None = None
     seed: int | None = None
 
+    @property
+    def published(self) -> bool:
+        """Whether they are neither a file's nor random."""
+        return self.path is None and self.seed is None
+
 
 def weights_file(text: str) -> str | None:
     """Return the absolute path if ``--weights`` names a file, else None.  Needs no torch."""
     if text.lower().endswith(_SUFFIXES) or os.sep in text or os.path.isfile(text):
         return os.path.abspath(os.path.expanduser(text))
     return None
+
+
+def random_seed(text: str) -> int | None:
+    """Return the seed if ``--weights`` asks for ``random[:SEED]``, else None."""
+    kind, _, seed = text.partition(":")
+    return int(seed or 0) if kind.lower() == "random" and (not seed or seed.isdecimal()) else None
 
 
 def parse(text: str, architecture: str) -> Origin:
@@ -75,9 +86,9 @@ def parse(text: str, architecture: str) -> Origin:
     if path is not None:
         named = {hub.file_name(member.url): member for member in enum}
         return Origin(named.get(os.path.basename(path), standard), path=path)
-    kind, _, seed = text.partition(":")
-    if kind.lower() == "random" and (not seed or seed.isdecimal()):
-        return Origin(standard, seed=int(seed or 0))
+    seed = random_seed(text)
+    if seed is not None:
+        return Origin(standard, seed=seed)
     member = members.get(text.rpartition(".")[2].upper())
     if member is None:
         raise WeightsError(
@@ -95,7 +106,17 @@ def read(origin: Origin) -> "dict[str, torch.Tensor]":
     WeightsError
         The file is missing, broken or no state dict, or the weights can't be downloaded.
     """
-    path = origin.path or hub.published(origin.preset)
+    return read_file(origin.path or hub.published(origin.preset))
+
+
+def read_file(path: str) -> "dict[str, torch.Tensor]":
+    """Read the state dict of a file, without what training scripts wrap around it.
+
+    Raises
+    ------
+    WeightsError
+        The file is missing, broken or no state dict.
+    """
     return _state_dict(_load(path), path)
 
 

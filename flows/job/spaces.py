@@ -1,6 +1,6 @@
 """From what the user asked for to the space that a run works in."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from extractor.models import ModelRequest, request_key
@@ -96,7 +96,7 @@ def make_space(catalog: Catalog, choice: SpaceChoice) -> tuple[SpaceInfo, "Model
         catalog,
         name=choice.name,
         spec=spec,
-        request=asdict(named),
+        request=named.to_json(),
         key=_key(choice),
     )
     _same_name(space, choice)
@@ -133,7 +133,7 @@ def new_space_name(choice: SpaceChoice) -> str:
 def new_space_dim(catalog: Catalog, choice: SpaceChoice) -> int | None:
     """Return the dimension of a new space if another one, e.g. of another dtype, tells it."""
     choice = choice.to_make
-    asked = asdict(_request(choice))
+    asked = _request(choice).to_json()
     same = (space.dim for space in list_spaces(catalog) if dict(space.request) == asked)
     return next(same, None)
 

@@ -30,7 +30,7 @@ def small_model(module: nn.Module | None = None, dim: int = DIM) -> Model:
         for parameter in module.parameters():
             nn.init.normal_(parameter, generator=generator)
     spec = ModelSpec("small", "0" * 64, "4", "none", False, PREPROCESS, dim)
-    return Model(spec, module, "4")
+    return Model((spec,), module, ("4",))
 
 
 def small_engine(module: nn.Module | None = None, batch_size: int | None = None) -> Engine:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
-from extractor import graph, layers, networks, weights
+from extractor import graph, layers, torchvision_networks, weights
 from extractor.errors import UnknownLayer
 from extractor.graph import Traced
 from extractor.layers import resolve
@@ -11,7 +11,7 @@ from extractor.layers import resolve
 
 def traced(name: str) -> tuple[nn.Module, Traced]:
     preset = get_model_weights(name).DEFAULT
-    network = graph.skeleton(networks.maker(name, preset))
+    network = graph.skeleton(torchvision_networks.maker(name, preset))
     return network, graph.trace(network, preset.transforms().crop_size[0])
 
 
@@ -20,7 +20,7 @@ def resnet() -> Traced:
     return traced("resnet50")[1]
 
 
-@pytest.mark.parametrize("name", networks.names())
+@pytest.mark.parametrize("name", torchvision_networks.names())
 def test_every_network_has_its_named_layers(name: str) -> None:
     network, trace = traced(name)
     side = get_model_weights(name).DEFAULT.transforms().crop_size[0]

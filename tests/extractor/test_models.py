@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.models import get_model
 
-from extractor import networks, weights
+from extractor import torchvision_networks, weights
 from extractor.decode import DECODE_VERSION
 from extractor.errors import UnknownLayer, UnknownModel, WeightsError
 from extractor.models import ModelRequest, list_models, open_model, request_key
@@ -18,7 +18,7 @@ from extractor.preprocess import Preprocess
 
 def random_state(name: str, seed: int = 1, classes: int | None = None) -> dict[str, torch.Tensor]:
     preset = weights.parse("random", name).preset
-    network = weights.build(networks.maker(name, preset, classes), seed)
+    network = weights.build(torchvision_networks.maker(name, preset, classes), seed)
     return network.state_dict()
 
 
@@ -86,7 +86,7 @@ def test_weights_of_another_network_name_the_keys(tmp_path: Path) -> None:
 
 def test_a_vision_transformer_takes_the_size_its_file_was_made_for(tmp_path: Path) -> None:
     large = weights.parse("IMAGENET1K_SWAG_E2E_V1", "vit_b_16").preset
-    network = weights.build(networks.maker("vit_b_16", large), 1)
+    network = weights.build(torchvision_networks.maker("vit_b_16", large), 1)
     torch.save({k: v.half() for k, v in network.state_dict().items()}, tmp_path / "w.pth")
     model = open_model(ModelRequest("vit_b_16", weights=str(tmp_path / "w.pth")))
     assert model.preprocess.crop == 384

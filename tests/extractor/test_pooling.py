@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
-from extractor import graph, networks, pooling, weights
+from extractor import graph, pooling, torchvision_networks, weights
 from extractor.errors import UnknownLayer
 from extractor.graph import Traced
 from extractor.layers import Layer, resolve
@@ -109,11 +109,11 @@ def test_maps_are_pooled_as_numpy_pools_a_hooked_layer(
     assert found.pooling == pooling.KINDS[pool] + ("-last" if axes == (1, 2) else "")
 
 
-@pytest.mark.parametrize("name", networks.names())
+@pytest.mark.parametrize("name", torchvision_networks.names())
 def test_the_maps_of_every_network_are_the_same_at_every_size(name: str) -> None:
     preset = get_model_weights(name).DEFAULT
     side = preset.transforms().crop_size[0]
-    network = graph.skeleton(networks.maker(name, preset))
+    network = graph.skeleton(torchvision_networks.maker(name, preset))
     trace = graph.trace(network, side)
     if name.startswith("vit_"):
         with pytest.raises(UnknownLayer, match="no feature maps before its classifier"):

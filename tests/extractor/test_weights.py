@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import get_model
 
-from extractor import graph, hub, networks, weights
+from extractor import graph, hub, torchvision_networks, weights
 from extractor.errors import WeightsError
 
 State = dict[str, torch.Tensor]
@@ -20,7 +20,7 @@ State = dict[str, torch.Tensor]
 
 def build(name: str = "squeezenet1_1", seed: int = 1, classes: int | None = None) -> nn.Module:
     preset = weights.parse("random", name).preset
-    return weights.build(networks.maker(name, preset, classes), seed)
+    return weights.build(torchvision_networks.maker(name, preset, classes), seed)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_a_mismatch_names_the_keys(state: State) -> None:
 def test_what_only_training_needs_may_be_there_or_not() -> None:
     state = build("googlenet").state_dict()
     without = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    network = graph.skeleton(networks.maker("googlenet", None))
+    network = graph.skeleton(torchvision_networks.maker("googlenet", None))
     weights.assign(network, without | {"aux1.fc2.bias": torch.zeros(1000)}, "googlenet")
     assert int(network.get_buffer("conv1.bn.num_batches_tracked")) == 0
     assert_same(network.state_dict(), state)

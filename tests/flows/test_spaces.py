@@ -1,11 +1,10 @@
 """From what was asked for to a space: which one, and what it is called."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import pytest
 
-from extractor import graph, layers, networks, weights
+from extractor import graph, layers, torchvision_networks, weights
 from extractor.models import ModelRequest, open_model
 from flows.job.parameters import options_for
 from flows.job.spaces import (
@@ -49,7 +48,7 @@ def names(catalog: Catalog, **asked: object) -> list[str]:
 )
 def test_a_layers_name_for_people_leads_back_to_it(model: str, default: str) -> None:
     preset = weights.parse("random", model).preset
-    network = graph.skeleton(networks.maker(model, preset))
+    network = graph.skeleton(torchvision_networks.maker(model, preset))
     traced = graph.trace(network, preset.transforms().crop_size[0])
     asked = [None, *layers.named_layers(traced), *list(traced.nodes)[-40:]]
     found = []
@@ -122,7 +121,7 @@ def test_disk_is_told_where_another_space_knows_the_dimension(catalog: Catalog) 
     named = SpaceChoice(model="squeezenet1_1", layer="avgpool", weights="random:0", dtype="float16")
     assert new_space_dim(catalog, named) is None
     space, _ = make_space(catalog, TINY)
-    assert dict(space.request) == asdict(ModelRequest("squeezenet1_1", "avgpool", "random:0"))
+    assert dict(space.request) == ModelRequest("squeezenet1_1", "avgpool", "random:0").to_json()
     assert new_space_dim(catalog, named) == space.dim == 512
     assert new_space_dim(catalog, SpaceChoice(model="resnet18")) is None
     assert disk_needed_bytes(space, 10) == 10 * (4 * 512 + 32 + 512 + 8)

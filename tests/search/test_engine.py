@@ -250,7 +250,7 @@ def test_a_picture_without_a_direction_is_refused(store: Store) -> None:
 
     spec = ModelSpec("nothing", "", "x", "none", False, PREPROCESS, DIM)
     vectors = Vectors(store.space())
-    vectors._engine = Engine(Model(spec, Nothing(), "x"), device="cpu")
+    vectors._engine = Engine(Model((spec,), Nothing(), ("x",)), device="cpu")
     white, black = np.full((3, 32, 32), 255, np.uint8), np.zeros((3, 32, 32), np.uint8)
     assert vectors.of([white] * 70, ["white"] * 70).shape == (70, DIM)
     with pytest.raises(QueryError, match=r"black\.png: the network gives no finite vector"):
