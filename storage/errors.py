@@ -14,7 +14,9 @@
     ├── RootError                 2  a root can't be registered: overlap, not a directory, unknown
     │   └── ManifestError         2  the lines of a manifest or list are wrong
     ├── SourceError               2  a source of images can't be opened, or not as was asked
-    └── SpaceError                2  unknown space, or vectors of another space
+    ├── ExportError               2  an output can't be written as asked
+    ├── SpaceError                2  unknown space, or vectors of another space
+    └── WorkMismatch              2  unfinished work beside an output is of another request
 """
 
 
@@ -76,7 +78,19 @@ class SourceError(StorageError):
     exit_code = 2
 
 
+class ExportError(StorageError):
+    """An output can't be written as asked; the message says what would do."""
+
+    exit_code = 2
+
+
 class SpaceError(StorageError):
     """A space is unknown, or the vectors belong to another one; the message names both."""
+
+    exit_code = 2
+
+
+class WorkMismatch(StorageError):
+    """Unfinished work beside an output is of another request; the message says what differs."""
 
     exit_code = 2
