@@ -1,23 +1,13 @@
-"""What can be wrong with an output; a branch of the tree in ``storage.errors``.
-
-::
-
-    StorageError
-    └── ExportError      2  the output can't be written as asked
-"""
+"""How trouble with an output is told to a person."""
 
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from storage.errors import DiskFull, StorageError
+from storage.errors import DiskFull, ExportError
 from storage.roots import display
 
-
-class ExportError(StorageError):
-    """The output can't be written as asked; the message says what would do."""
-
-    exit_code = 2
+__all__ = ["ExportError", "plain_errors", "shown"]
 
 
 def shown(path: str) -> str:
