@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, func, insert, select
 
 from storage.catalog import Catalog, insert_into
-from storage.errors import LeaseHeld, LeaseLost, StorageError
+from storage.errors import LeaseHeld, LeaseLost, SpaceError, StorageError
 from storage.leases import (
     LEASE_S,
     RENEW_S,
@@ -26,7 +26,8 @@ from storage.leases import (
     run_state,
     start_run,
 )
-from storage.tables import Claim, Run
+from storage.spaces import SpaceInfo
+from storage.tables import Claim, Run, Space
 
 __all__ = [
     "LEASE_S",
@@ -44,6 +45,7 @@ __all__ = [
     "renew",
     "run_state",
     "start_run",
+    "work_in",
 ]
 
 
@@ -89,6 +91,32 @@ def release(
     with _transaction(at) as conn:
         mine = delete(Claim).where(Claim.run_id == lease.run_id)
         conn.execute(mine.where(*(getattr(Claim, name) == value for name, value in row.items())))
+
+
+def work_in(catalog: Catalog, lease: Lease, space: SpaceInfo) -> None:
+    """Say that this run works in a space, beside others, until it ends; nobody drops it meanwhile.
+
+    Raises
+    ------
+    SpaceError
+        The space was dropped meanwhile.
+    LeaseLost
+        This run was declared dead.
+    """
+    works = (Claim.kind == "work", Claim.space_id == space.id)
+    mine = select(Claim.run_id).where(*works, Claim.run_id == lease.run_id)
+    last = select(func.coalesce(func.max(Claim.subject_id), 0)).where(*works)
+    with catalog.write() as conn:
+        check_lease(conn, lease)
+        # Postgres: the numbers of two runs differ, and it is not dropped at the same time.
+        locked = select(Space.id).where(Space.id == space.id).with_for_update()
+        if conn.execute(locked).first() is None:
+            raise SpaceError(f"the space {space.name} was dropped meanwhile")
+        if conn.execute(mine).first() is not None:
+            return
+        row = {"kind": "work", "space_id": space.id, "run_id": lease.run_id, "chunk": 0}
+        number = conn.execute(last).scalar_one() + 1
+        conn.execute(insert(Claim).values(**row, subject_id=number))
 
 
 class Heartbeat:

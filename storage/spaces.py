@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, t
 from storage.catalog import Catalog, insert_into
 from storage.errors import LeaseHeld, SpaceError
 from storage.home import make_dir
-from storage.runs import Lease, check_lease
+from storage.leases import Lease, check_lease
 from storage.tables import Claim, Failure, Generation, Part, Space, SpaceKey, Vector
 
 _SPACES = 7205759403792794

@@ -253,19 +253,19 @@ class Run(Base):
 
 
 class Claim(Base):
-    """What a live run has for itself: a root, a file in a space, or a space."""
+    """What a live run has for itself: a root, a file in a space, or a space; ``work`` it shares."""
 
     __tablename__ = "claims"
     __table_args__ = (Index("ix_claims_run", "run_id", "chunk"),)
     kind: Mapped[str] = mapped_column(primary_key=True)
-    """``root``, ``file``, ``image`` or ``space``."""
+    """``root``, ``file``, ``image``, ``space``, or ``work``: the run extracts into the space."""
     space_id: Mapped[int] = mapped_column(primary_key=True)
     """0 for a root."""
     subject_id: Mapped[int] = mapped_column(primary_key=True)
-    """Root, file, image or space."""
+    """Root, file, image or space; of ``work`` a number."""
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
     chunk: Mapped[int]
-    """Number of the chunk inside its run; 0 for roots and spaces."""
+    """Number of the chunk inside its run; 0 for all but files and images."""
 
 
 class Generation(Base):

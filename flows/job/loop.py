@@ -29,6 +29,7 @@ from storage.home import free_bytes
 from storage.pending import Scope, pending_counts
 from storage.publish import publish_due
 from storage.roots import RootInfo
+from storage.runs import work_in
 from storage.spaces import SpaceInfo
 
 
@@ -174,6 +175,7 @@ def _extract(job: Job, space: SpaceInfo, scope: Scope) -> None:
         return
     job.progress.pending(pending.total)
     _check_disk(job, space, pending.total)
+    patiently(job.bench.stop, lambda: work_in(job.catalog, job.place.lease, space))
     size = ChunkSize(space, job.options.chunk_size)
     claiming = Claiming(
         job.catalog, job.place.lease, space, scope, size, job.bench.stop, job.progress.note

@@ -33,11 +33,11 @@ from flows.run import plan
 from flows.samples import VARIATIONS, draw_families
 from storage.catalog import Catalog
 from storage.chunks import claim_chunk
-from storage.errors import CatalogError, DiskFull, LeaseLost, SpaceError
+from storage.errors import CatalogError, DiskFull, LeaseHeld, LeaseLost, SpaceError
 from storage.home import Home
 from storage.roots import list_roots
 from storage.runs import Lease, claim, finish_run, start_run
-from storage.spaces import get_space, list_spaces
+from storage.spaces import drop_space, get_space, list_spaces
 from storage.tables import Claim, Failure, File, Generation, Part, Root, Run, Space, Vector
 
 TINY = SpaceChoice(model="resnet18", weights="random:0")
@@ -942,6 +942,44 @@ def test_a_back_fill_publishes_at_its_end_what_is_not_due(options, tree):
     assert report.index["n"] == 3 * len(VARIATIONS) + 2
     assert go(options, **asked).index is None  # nothing was extracted
     assert count(options, Run, Run.kind == "backfill", Run.flow_run == "of-prefect") == 2
+
+
+class BetweenChunks(PlainSteps):
+    """Steps that do something while their run has no chunk in work, after the first one."""
+
+    def __init__(self, options, act):
+        super().__init__()
+        self.options, self.act, self.acted = options, act, 0
+
+    def slots(self, device):
+        held = count(self.options, Claim, Claim.kind == "file")
+        if not held and count(self.options, Part):
+            self.act()
+            self.acted += 1
+        return super().slots(device)
+
+
+def test_a_space_is_not_dropped_between_two_chunks_of_a_run(options):
+    bench = bench_for(options.home, options.catalog_url)
+
+    def drop():
+        other = start_run(bench.catalog, "drop")
+        try:
+            drop_space(bench.catalog, other, "resnet18-avgpool")
+        finally:
+            finish_run(bench.catalog, other, "done")
+
+    def refused():
+        with pytest.raises(LeaseHeld, match="works in the space 'resnet18-avgpool'; wait for it"):
+            drop()
+
+    with BetweenChunks(options, refused) as steps:
+        again = replace(options, chunk_size=6)
+        report = run_index(again, steps=steps, progress=Progress("silent"))
+        assert steps.acted >= 2
+    assert report.extracted == 2 * len(VARIATIONS)
+    drop()
+    assert count(options, Space) == 0
 
 
 class Losing(PlainSteps):

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from sqlalchemy import func, insert, select
 
 from storage.catalog import Catalog
 from storage.errors import LeaseHeld, LeaseLost, SpaceError
-from storage.runs import Lease, claim, finish_run, start_run
+from storage.runs import Lease, claim, finish_run, start_run, work_in
 from storage.spaces import (
     SpaceInfo,
     drop_space,
@@ -268,22 +269,48 @@ def test_the_current_space_is_dropped_only_as_the_last(catalog: Catalog, lease: 
     assert again.id not in (first.id, second.id)
 
 
-@pytest.mark.parametrize("kind", ["file", "space"])
+@pytest.mark.parametrize("kind", ["file", "space", "work"])
 def test_a_space_in_use_is_not_dropped(kind: str, catalog: Catalog, lease: Lease) -> None:
     space, other = _make(catalog, "k1"), start_run(catalog, "index")
     if kind == "file":
         claim(catalog, other, "file", 5, space_id=space.id)
-    else:
+    elif kind == "space":
         claim(catalog, other, "space", space.id)
+    else:
+        work_in(catalog, other, space)
     with pytest.raises(LeaseHeld, match=f"{other.run_id} works in the space '{space.name}'"):
         drop_space(catalog, lease, space.name)
     assert get_space(catalog) == space
     finish_run(catalog, other, "done")
     claim(catalog, lease, "space", space.id)
+    work_in(catalog, lease, space)
     drop_space(catalog, lease, space.name)
     assert list_spaces(catalog) == []
     with catalog.read() as conn:
         assert conn.execute(select(Claim.kind)).all() == []
+    with pytest.raises(SpaceError, match=f"{space.name} was dropped meanwhile"):
+        work_in(catalog, lease, space)
+
+
+def test_many_runs_work_in_a_space_at_once(catalog: Catalog, lease: Lease) -> None:
+    space, leases = _make(catalog, "k1"), [start_run(catalog, "index") for _ in range(8)]
+    gate = threading.Barrier(len(leases))
+
+    def enter(mine: Lease) -> None:
+        gate.wait(30)
+        work_in(catalog, mine, space)
+        work_in(catalog, mine, space)  # an answer may be lost
+
+    with ThreadPoolExecutor(len(leases)) as pool:
+        list(pool.map(enter, leases))
+    with catalog.read() as conn:
+        runs = list(conn.execute(select(Claim.run_id)).scalars())
+    assert sorted(runs) == sorted(each.run_id for each in leases)
+    for each in leases:
+        with pytest.raises(LeaseHeld, match="works in the space"):
+            drop_space(catalog, lease, space.name)
+        finish_run(catalog, each, "done")
+    drop_space(catalog, lease, space.name)
 
 
 def test_a_dead_run_drops_nothing(catalog: Catalog, lease: Lease, space: SpaceInfo) -> None:
