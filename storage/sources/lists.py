@@ -53,6 +53,10 @@ class ListSource(Source):
         The cells of its header, if it has one.
     columns
         What its columns are.
+    said
+        What a person said that they are.
+    guessed
+        Whether the values had to tell ids from labels.
     folder
         Where relative paths start.
 
@@ -66,7 +70,8 @@ class ListSource(Source):
 
     def __init__(self, path: bytes | None, columns: str | None = None) -> None:
         said = None if columns is None else said_columns(columns)
-        self._said = columns
+        self.said = columns
+        self.guessed = False
         self._text = ListText(path)
         self.folder = self._text.folder
         self.header: list[str] | None = None
@@ -87,7 +92,7 @@ class ListSource(Source):
         return {
             "kind": "list",
             "form": self.form,
-            "columns": self._said,
+            "columns": self.said,
             "folder": as_text(self.folder),
             "checksum": self._checksum,
         }
@@ -158,6 +163,7 @@ class ListSource(Source):
                 unsaid.add(cells[self.columns.unsaid])
         wrong.refuse()
         if self.columns.unsaid is not None:
+            self.guessed = True
             are_ids = unsaid.are_ids(self._cells(self.columns.unsaid))
             self.columns = self.columns.settled(are_ids=are_ids)
             if are_ids:
