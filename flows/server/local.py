@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PORTS = range(4200, 4300)
 """Ports that ``lookalike up`` tries; the first is where people look for Prefect."""
 ANY = (0,)
+"""Ports that a temporary server tries: nobody looks for it."""
 SMALL = ("--no-ui", "--no-scheduler", "--no-late-runs")
 """What a server needs not do that lives for one run."""
 Serving = Callable[[str, Say, Event | None], AbstractContextManager[str]]

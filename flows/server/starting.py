@@ -1,7 +1,7 @@
 """Start a server on a port that stays its own, be it that others start at the same moment."""
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from threading import Event
 
@@ -23,7 +23,7 @@ class Running:
 
 def start_server(
     start: Start,
-    ports: Iterable[int],
+    ports: Sequence[int],
     lock: int | None,
     *,
     home: str | None = None,
@@ -38,7 +38,7 @@ def start_server(
     start
         How to start it, but for the port.
     ports
-        What may be tried more than once; 0 is any free port.
+        What may be tried, in this order; 0 is any free port.
     lock
         Descriptor of the lock of its folder.
     home
