@@ -37,6 +37,7 @@ COMMANDS = {
     ),
     "forget": ("flows.commands.upkeep:forget_command", "Remove images from the index for good."),
     "roots": ("flows.commands.roots:command", "List, move or remove the indexed roots."),
+    "export": ("flows.commands.export:command", "Write the vectors of a space for other tools."),
     "spaces": ("flows.commands.spaces:command", "List, choose or drop the spaces of vectors."),
     "models": ("flows.commands.models:command", "List the networks that can make vectors."),
     "nightly": (
