@@ -2,18 +2,16 @@
 
 A module for a child process, like `flows.server.child`: its standard input is a pipe that the
 parent holds.  When the pipe closes, runs in progress are asked to stop, the schedules are paused,
-and the process ends; after `GRACE_S` it ends in any case, with all that it has started.
+and the process ends; `flows.server.ending` sees to that.
 """
 
 import asyncio
 import json
 import os
-import signal
 import sys
 import threading
-import time
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -29,18 +27,20 @@ from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.settings import PREFECT_API_URL
 
+from flows.server.ending import end_what_is_left, follow_parent, heed_no_signal
 from flows.server.local import server_folder
 from flows.server.nightly import Night
 from flows.server.process import REMOTE_ANSWER_S, ServerError, answers
 from flows.server.watch import Watch
 
-GRACE_S = 100.0
-"""Prefect gives each run in progress 30 s, one after the other; there are three at most."""
-LEFT_S = 20.0
-"""Time for a run that Prefect could not ask to stop, because its API was gone."""
-SETTLE_S = 0.2
-"""A process closes its pipes a moment before it is gone."""
 TAG = "lookalike"
+
+
+class _Runner(Runner):
+    """A runner that leaves signals to this module."""
+
+    def handle_sigterm(self, *_args: object, **_kwargs: object) -> None:
+        """Go on: see `heed_no_signal`."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ async def serve(night: Night, closed: asyncio.Event) -> None:
         The API serves these deployments otherwise, or was lost.
     """
     crons = {"nightly": night.nightly, "maintenance": night.maintenance}
-    runner = Runner(name="lookalike-nightly", pause_on_shutdown=True)
+    runner = _Runner(name="lookalike-nightly", pause_on_shutdown=True)
     names: dict[UUID, str] = {}
     async with get_client() as client:
         for served in SERVED:
@@ -176,53 +176,16 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - the log of the service
 
 
-def _follow_parent(parent: int, loop: asyncio.AbstractEventLoop, closed: asyncio.Event) -> None:
-    """Wait for the end of standard input, ask for the end, and enforce it.
-
-    Where the parent has died its server dies too: there is no API left to stop runs through.
-    """
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    time.sleep(SETTLE_S)
-    if os.getppid() == parent:
-        with suppress(RuntimeError):  # the loop is closed: it is over already
-            loop.call_soon_threadsafe(closed.set)
-        time.sleep(GRACE_S)
-    else:
-        os.killpg(0, signal.SIGTERM)
-        time.sleep(LEFT_S)
-    os.killpg(0, signal.SIGKILL)
-
-
-def _end_what_is_left() -> None:
-    """End runs that still live: gently, and by force after `LEFT_S`; usually there are none."""
-    deadline = time.monotonic() + LEFT_S
-    asked = False
-    while True:
-        try:
-            ended, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if not ended and not asked:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            os.killpg(0, signal.SIGTERM)
-            asked = True
-        if time.monotonic() > deadline:
-            os.killpg(0, signal.SIGKILL)
-        time.sleep(0.1)
-
-
 async def _main(night: Night) -> None:
-    closed = asyncio.Event()
-    follow = (os.getppid(), asyncio.get_running_loop(), closed)
+    closed, url = asyncio.Event(), str(PREFECT_API_URL.value())
+    ask = partial(asyncio.get_running_loop().call_soon_threadsafe, closed.set)
     os.chdir(server_folder(night.home))  # Prefect loads flows from where it stands, before all else
-    threading.Thread(target=_follow_parent, args=follow, daemon=True).start()
+    threading.Thread(target=follow_parent, args=(os.getppid(), url, ask), daemon=True).start()
     try:
         await serve(night, closed)
     except ServerError:
         raise
     except Exception as error:
-        url = str(PREFECT_API_URL.value())
         if answers(url, REMOTE_ANSWER_S):
             raise ServerError(f"Prefect's runner has ended: {error}") from error
         raise ServerError(f"Prefect's API at {url} does not answer any more") from error
@@ -230,6 +193,7 @@ async def _main(night: Night) -> None:
 
 def main() -> int:
     """Serve what the argument says, and return the exit code."""
+    heed_no_signal()
     try:
         asyncio.run(_main(Night(**json.loads(sys.argv[1]))))
     except ServerError as error:
@@ -238,7 +202,7 @@ def main() -> int:
         _say(f"lookalike: {error}")
         return error.exit_code
     finally:
-        _end_what_is_left()
+        end_what_is_left()
     return 0
 
 

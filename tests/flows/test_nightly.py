@@ -16,6 +16,7 @@ import pytest
 
 from flows.errors import FlowError
 from flows.server.clock import When, machine_zone, when, zone
+from flows.server.ending import LEFT_S
 from flows.server.process import locked
 from storage.home import Home
 from tests.flows.prefect_site import Site, accounts, environment, large_tree, until
@@ -323,8 +324,28 @@ class TestAService:
             family = nightly.family()
             nightly.process.kill()
             gone(family, 60)
+            assert not nightly.said("Warning|Traceback")
         found = accounts(Home(store))
         assert found.images == found.vectors == found.rows == found.written
+
+    def test_it_ends_soon_after_its_server(self, folder: Path, store: str) -> None:
+        with self.serving(folder, store, "--at", "03:33") as nightly:
+            nightly.start_a_long_run(large_tree(folder / "more", MANY))
+            family, page = nightly.family(), nightly.site().url.removesuffix("/api")
+            facts = json.loads(Path(store, "prefect", "server.json").read_text())
+            os.kill(facts["owner"]["pid"], signal.SIGKILL)
+            assert nightly.process.wait(LEFT_S + 10) == 2
+            said = nightly.log.read_text().partition("Ctrl-C ends it\n")[2].splitlines()
+            assert said[-1] == (
+                f"lookalike: Prefect's server at {page} has ended; start `lookalike nightly` again"
+            )
+            assert all(
+                re.search(" started$| crashed: its | runs next on ", line) for line in said[:-1]
+            )
+        gone(family, 5)
+        found = accounts(Home(store))
+        assert (found.claims, found.running) == (0, 0)
+        assert not Path(store, "prefect", "server.json").exists()
 
     def _schedule_by_hand(self, site: Site, deployment: str) -> None:
         from prefect.client.schemas.schedules import CronSchedule
