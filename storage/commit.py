@@ -6,7 +6,7 @@ whose image already has one is not entered: its row is dead from birth, and its 
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from storage.before import Look, image_ids, lock_files, relevant_failures
 from storage.catalog import Catalog
@@ -83,10 +83,9 @@ def commit_chunk(  # noqa: PLR0913 -- four say where, three what
         records = relevant_failures(conn, space, digests)
         broken = {item.digest: item.failure_class for item in failures if item.digest}
         before = Look(conn, space, chunk, lease).before(read, known, files, records)
-        before = replace(before, broken={**before.broken, **broken})
         images = at.add_images(reads, known)
         entered = at.add_part(part, images, before, row_start) if part else set()
-        outcomes = decide(before, read, failed=failed, extracted=entered)
+        outcomes = decide(before, read, failed=failed, extracted=entered, broken=broken)
         at.settle(reads, images)
         at.forget_moved(outcomes)
         at.resolve(reads, records, entered | set(before.served))

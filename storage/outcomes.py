@@ -34,7 +34,7 @@ class Before:
     served
         Digests with a vector in the space.
     broken
-        Digests that can't have a vector, with the failure's class.
+        Digests that were known to have no vector for good, with the failure's class.
     """
 
     held: Mapping[int, bytes | None]
@@ -50,7 +50,8 @@ class Outcomes:
     """The decision.
 
     ``of_file`` gives each file's outcome, ``moved_from`` the missing files that are forgotten, and
-    ``known_failures`` counts the files whose new content was known to be broken, by class.
+    ``known_failures`` counts the files that failed for a content that was found broken before, or
+    by way of another file, by class.
     """
 
     of_file: dict[int, str] = field(default_factory=dict)
@@ -64,11 +65,14 @@ def decide(
     *,
     failed: Mapping[int, str],
     extracted: Collection[bytes],
+    broken: Mapping[bytes, str],
 ) -> Outcomes:
-    """Decide the outcome of every file.
+    """Decide the outcome of every file that was read or failed.
 
-    A file whose content is known to be broken fails only when the content is new to it; a broken
-    picture that was merely touched is touched, and costs no alarm on later runs.
+    A file whose content was known to be broken fails only when the content is new to it; a broken
+    picture that was merely touched is touched, and costs no alarm on later runs.  Where it was
+    tried again and failed, every file that holds it fails.  A file that is gone from the catalog by
+    now has the outcome that it would have had as a new one, but that it is no live file.
 
     Parameters
     ----------
@@ -80,16 +84,20 @@ def decide(
         ``busy`` or ``failed`` for the files that failed now.
     extracted
         Digests that get their vector now.
+    broken
+        Digests that were found broken now, with the failure's class.
     """
     outcomes = Outcomes(dict(failed))
-    files = [(file_id, digest) for file_id, digest in reads if file_id in before.held]
+    # Those that are gone come last: where a live file holds the same, the vector is that one's.
+    files = sorted(reads, key=lambda read: read[0] not in before.held)
     missing = {digest: list(ids) for digest, ids in before.missing.items()}
-    fresh = set(extracted)
-    live = {digest for file_id, digest in files if before.held[file_id] == digest}
+    fresh, served = set(extracted), {*before.served, *extracted}
+    classes = {**before.broken, **broken}
+    live = {digest for file_id, digest in files if before.held.get(file_id) == digest}
     live.update(before.elsewhere)
     for file_id, digest in files:
-        same = before.held[file_id] == digest
-        moved = not same and bool(missing.get(digest))
+        gone, same = file_id not in before.held, before.held.get(file_id) == digest
+        moved = not gone and not same and bool(missing.get(digest))
         if moved:
             outcomes.moved_from.append(missing[digest].pop(0))
         if file_id in failed:
@@ -97,30 +105,23 @@ def decide(
         elif digest in fresh:
             fresh.discard(digest)
             outcomes.of_file[file_id] = "extracted"
-        elif same:
-            outcomes.of_file[file_id] = _same(before, file_id, digest, digest in extracted)
-        elif digest in before.broken:
-            outcomes.of_file[file_id] = "failed"
-            outcomes.known_failures[before.broken[digest]] += 1
-        elif digest not in before.served and digest not in extracted:
-            outcomes.of_file[file_id] = "pending"
+        elif digest in served:
+            is_known = "moved" if moved else "copied" if digest in live else "reused"
+            kept = "reused" if file_id in before.settled else "touched"
+            outcomes.of_file[file_id] = kept if same else is_known
         else:
-            outcomes.of_file[file_id] = _new(moved, digest in live)
-        live.add(digest)
+            outcomes.of_file[file_id] = _without_vector(before, digest, broken, same=same)
+            if outcomes.of_file[file_id] == "failed":
+                outcomes.known_failures[classes[digest]] += 1
+        if not gone:
+            live.add(digest)
     return outcomes
 
 
-def _same(before: Before, file_id: int, digest: bytes, extracted: bool) -> str:
-    """Return the outcome of a file that holds what it held."""
+def _without_vector(before: Before, digest: bytes, broken: Collection[bytes], *, same: bool) -> str:
+    """Return the outcome of a file whose image has no vector."""
+    if digest in broken:
+        return "failed"
     if digest in before.broken:
-        return "touched"
-    if digest not in before.served and not extracted:
-        return "pending"
-    return "reused" if file_id in before.settled else "touched"
-
-
-def _new(moved: bool, live: bool) -> str:
-    """Return the outcome of a file that holds something else now, which has a vector."""
-    if moved:
-        return "moved"
-    return "copied" if live else "reused"
+        return "touched" if same else "failed"
+    return "pending"
