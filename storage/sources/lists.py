@@ -152,19 +152,20 @@ class ListSource(Source):
         """Check all lines and settle which column is what; return how many there are."""
         wrong = Wrong(self._text.title)
         keys, unsaid = Hashes(), _Unsaid()
+        key, guess = _key(self.columns), self.columns.unsaid
         n = 0
         for line, cells in self.rows():
             n += 1
             if trouble := trouble_of(cells, self.columns):
                 wrong.add(f"line {line}: {trouble}")
                 continue
-            keys.add(read_entry(cells, self.columns).key)
-            if self.columns.unsaid is not None:
-                unsaid.add(cells[self.columns.unsaid])
+            keys.add(as_bytes(cells[key]))
+            if guess is not None:
+                unsaid.add(cells[guess])
         wrong.refuse()
-        if self.columns.unsaid is not None:
+        if guess is not None:
             self.guessed = True
-            are_ids = unsaid.are_ids(self._cells(self.columns.unsaid))
+            are_ids = unsaid.are_ids(self._cells(guess))
             self.columns = self.columns.settled(are_ids=are_ids)
             if are_ids:
                 return n
@@ -175,9 +176,7 @@ class ListSource(Source):
         return (as_bytes(cells[column]) for _, cells in self.rows())
 
     def _refuse_repeats(self, keys: Hashes) -> None:
-        columns = self.columns
-        column = columns.path if columns.id is None else columns.id
-        found, n = keys.repeats(self._cells(column))
+        found, n = keys.repeats(self._cells(_key(self.columns)))
         if not found:
             return
         wrong = Wrong(self._text.title)
@@ -197,6 +196,11 @@ class ListSource(Source):
         columns = self.columns
         parts = ["id"] * (columns.id is not None) + ["path"]
         return ", ".join(parts + ["label"] * (columns.label is not None))
+
+
+def _key(columns: Columns) -> int:
+    """Return the column of what tells images apart."""
+    return columns.path if columns.id is None else columns.id
 
 
 class _Unsaid:

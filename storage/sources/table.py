@@ -201,7 +201,7 @@ def trouble_of(cells: Sequence[str], columns: Columns) -> str | None:
     """Say what is wrong with a row."""
     if len(cells) != columns.count:
         return f"{len(cells)} columns where the first line has {columns.count}"
-    if any("\0" in cell for cell in cells):
+    if "\0" in "".join(cells):
         return "a NUL byte (the text must be UTF-8)"
     if not cells[columns.path]:
         return "the path is empty"
