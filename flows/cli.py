@@ -21,6 +21,14 @@ COMMANDS = {
         "flows.commands.backfill:command",
         "Extract what known images lack, without walking the roots.",
     ),
+    "extract": (
+        "flows.commands.extract:command",
+        "Write the vectors of a directory, list or array to a file.",
+    ),
+    "regions": (
+        "flows.commands.regions:command",
+        "Write the regions of images that a detector finds, with their features.",
+    ),
     "search": ("flows.commands.search:command", "Find the images that look like the given ones."),
     "serve": ("flows.commands.serve:command", "Answer searches over HTTP."),
     "status": ("flows.commands.status:command", "Show settings, roots, spaces and pending work."),

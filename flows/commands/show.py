@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from flows.job.told import Told
+    from flows.job.told import Ended
 
 
 def printable(path: bytes | str) -> str:
@@ -76,7 +76,7 @@ def write_json(value: object) -> None:
     click.echo(dump(value))
 
 
-def leave(ctx: click.Context, report: "Told", *, as_json: bool) -> None:
+def leave(ctx: click.Context, report: "Ended", *, as_json: bool) -> None:
     """Tell how a run ended, its troubles on stderr, and leave with its exit code."""
     write_json(report.to_json()) if as_json else click.echo(report.to_text())
     for line in report.trouble_lines():

@@ -29,11 +29,12 @@ AMONG = MAX_CHUNK_IMAGES
 
 
 class ChunkSize:
-    """How many images to claim next, from how long the last chunk took."""
+    """How many images to take next, from how long the last chunk took."""
 
-    def __init__(self, space: SpaceInfo, fixed: int | None) -> None:
-        vector_bytes = space.dim * (2 if space.dtype == "float16" else 4)
-        self._most = max(1, min(MAX_CHUNK_IMAGES, MAX_CHUNK_BYTES // vector_bytes))
+    def __init__(
+        self, vector_bytes: int, fixed: int | None, most_bytes: int = MAX_CHUNK_BYTES
+    ) -> None:
+        self._most = max(1, min(MAX_CHUNK_IMAGES, most_bytes // vector_bytes))
         self._fixed = fixed
         self.limit = min(fixed or FIRST_CHUNK_IMAGES, self._most)
 
@@ -42,6 +43,11 @@ class ChunkSize:
         if self._fixed is None and seconds > 0:
             aim = int(images / seconds * CHUNK_SECONDS)
             self.limit = max(16, min(aim, 4 * self.limit, self._most))
+
+
+def chunk_size(space: SpaceInfo, fixed: int | None) -> ChunkSize:
+    """Return how many images to claim for a space."""
+    return ChunkSize(space.dim * (2 if space.dtype == "float16" else 4), fixed)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-from flows.job.claiming import ChunkSize, Claiming
+from flows.job.claiming import Claiming, chunk_size
 from flows.job.opened import opened_run
 from flows.job.orders import Place, PublishOrder
 from flows.job.patience import patiently
@@ -176,7 +176,7 @@ def _extract(job: Job, space: SpaceInfo, scope: Scope) -> None:
     job.progress.pending(pending.total)
     _check_disk(job, space, pending.total)
     patiently(job.bench.stop, lambda: work_in(job.catalog, job.place.lease, space))
-    size = ChunkSize(space, job.options.chunk_size)
+    size = chunk_size(space, job.options.chunk_size)
     claiming = Claiming(
         job.catalog, job.place.lease, space, scope, size, job.bench.stop, job.progress.note
     )

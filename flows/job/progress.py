@@ -123,6 +123,11 @@ class Progress:
             self.failed += failed
             self._show("images", self.done, self.total, self._state(), self._state("images"))
 
+    def writing(self, out: str, n: int, total: int) -> None:
+        """Say that ``n`` images of an output are written so far."""
+        said = f"{n:,} of {total:,}"
+        self._show(f"write {out}", n, total, said, f"writing {out}: {said}")
+
     def publishing(self, space: str, reason: str) -> None:
         """Say that the index of a space is being built, and why."""
         self.note(f"building the index of '{space}': {BECAUSE.get(reason, reason)}")

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 from flows.job.progress import Progress
@@ -14,13 +14,17 @@ from flows.job.worker import bench_for
 INTERRUPTED = 130
 
 
-@contextmanager
-def stop_on_signals(options: Asked, progress: Progress) -> Iterator[threading.Event]:
-    """Stop cleanly on the first SIGINT or SIGTERM, leave at once on the second; yield the stop.
+def stop_on_signals(options: Asked, progress: Progress) -> AbstractContextManager[threading.Event]:
+    """Stop the run in a store as `setting_on_signals` says.
 
     Leaving at once loses nothing that was committed: the lease of a dead process is void.
     """
-    stop = bench_for(options.home, options.catalog_url).stop
+    return setting_on_signals(bench_for(options.home, options.catalog_url).stop, progress)
+
+
+@contextmanager
+def setting_on_signals(stop: threading.Event, progress: Progress) -> Iterator[threading.Event]:
+    """Set the stop on the first SIGINT or SIGTERM, leave at once on the second; yield the stop."""
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():

@@ -15,8 +15,24 @@ class Asked(Protocol):
         """URL of a Postgres catalog; None for SQLite in the home."""
 
 
-class Told(Protocol):
-    """The report of a run."""
+class Ended(Protocol):
+    """What a command tells when it leaves."""
+
+    def exit_code(self) -> int:
+        """Return the exit code of the command, as ``flows.cli`` lists them."""
+
+    def to_text(self) -> str:
+        """Return the report for a terminal; its first line says the whole in short."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+
+    def trouble_lines(self) -> list[str]:
+        """Return the troubles, one line each, the gravest first."""
+
+
+class Told(Ended, Protocol):
+    """The report of a run in a store."""
 
     @property
     def interrupted(self) -> bool:
@@ -26,17 +42,5 @@ class Told(Protocol):
     def warnings(self) -> list[str]:
         """What a person should know though it is no trouble, one line each."""
 
-    def exit_code(self) -> int:
-        """Return the exit code of the command, as ``flows.cli`` lists them."""
-
-    def to_text(self) -> str:
-        """Return the report for a terminal; its first line says the whole in short."""
-
     def to_markdown(self) -> str:
         """Return the report for a page of Prefect."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-
-    def trouble_lines(self) -> list[str]:
-        """Return the troubles, one line each, the gravest first."""

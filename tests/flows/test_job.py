@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from extractor.errors import DeviceError
 from flows.errors import Stopped, WorkerLost
-from flows.job.claiming import ChunkSize
+from flows.job.claiming import chunk_size
 from flows.job.extraction import extract_step
 from flows.job.loop import IndexOptions, run_index
 from flows.job.orders import ChunkOrder, Place
@@ -534,13 +534,13 @@ def test_chunks_grow_towards_thirty_seconds_of_work(options):
     go(options)
     with opened(options) as catalog:
         space = get_space(catalog, None)
-    size = ChunkSize(space, None)
+    size = chunk_size(space, None)
     limits = []
     for _ in range(6):
         limits.append(size.limit)
         size.learn(size.limit, size.limit / 100)
     assert limits == [64, 256, 1024, 3000, 3000, 3000]
-    assert ChunkSize(space, 7).limit == 7
+    assert chunk_size(space, 7).limit == 7
 
 
 PAIR = "cpu,cpu"
