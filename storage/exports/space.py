@@ -24,8 +24,6 @@ from storage.vectors import VectorStore
 
 BATCH_BYTES = 8 << 20
 """Vectors that are written at once."""
-MAPPED_BYTES = 64 << 20
-"""Vectors that are read before the parts are closed: what a map has read counts as memory."""
 
 
 @dataclass(frozen=True)
@@ -118,30 +116,30 @@ def export_space(
 
 
 class _Vectors:
-    """Vectors by row, from parts that are compared with their checksums before they are read."""
+    """Vectors by row, from parts that are compared with their checksums before they are read.
+
+    One part is open at a time: what the system has mapped of a file counts as memory.
+    """
 
     def __init__(self, store: VectorStore, view: Snapshot) -> None:
         self._store = store
-        self._view = view
+        self._parts = view.parts
         self._starts = np.array([part.row_start for part in view.parts], dtype=np.int64)
         self._verified: set[int] = set()
-        self._rows = Rows(store, view.parts)
-        self._gathered = 0
 
     def gather(self, rows: npt.NDArray[np.int64]) -> FloatArray:
         """Return the vectors of some rows, shape ``(n, d)``, float32."""
-        for number in np.unique(np.searchsorted(self._starts, rows, side="right") - 1).tolist():
-            if number >= 0 and number not in self._verified:
-                self._store.refuse_damaged(self._view.parts[number])
+        out = np.empty((len(rows), self._store.dim), np.float32)
+        which = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(which).tolist():
+            part = self._parts[max(number, 0)]  # a row before all parts is refused as unknown
+            if number not in self._verified:
+                self._store.refuse_damaged(part)
                 self._verified.add(number)
-        if self._gathered > MAPPED_BYTES:
-            self._rows = Rows(self._store, self._view.parts)
-            self._gathered = 0
-        x = self._rows.gather(rows)
-        if not np.isfinite(x).all():
+            out[which == number] = Rows(self._store, [part]).gather(rows[which == number])
+        if not np.isfinite(out).all():
             raise PartError("a vector is not finite; `lookalike check --deep --repair` drops it")
-        self._gathered += x.nbytes
-        return x
+        return out
 
 
 def _records(

@@ -78,7 +78,6 @@ def hold_against(frame: pl.DataFrame, due, x) -> None:
 
 def test_every_live_file_in_the_order_of_paths(filled, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BATCH_BYTES", 4 * D * 7)
-    monkeypatch.setattr(module, "MAPPED_BYTES", 4 * D * 10)
     done = exported(filled, tmp_path)
     due = oracle(filled)
     assert (done.images, done.without) == (59, 0) == (len(due), 0)
