@@ -73,9 +73,7 @@ class Engine:
     ) -> None:
         self.spec = model.spec
         self.normalize = normalize
-        ends = list(
-            itertools.accumulate(spec.dim for spec in getattr(model, "specs", (model.spec,)))
-        )
+        ends = list(itertools.accumulate(spec.dim for spec in model.specs))
         self.spans = tuple(map(slice, [0, *ends[:-1]], ends))
         self.device = choose_device(device)
         self.half = self.device.type == "cuda"

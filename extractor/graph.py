@@ -115,10 +115,7 @@ def trace(network: nn.Module, image_size: int) -> Traced:
 
 
 def cut(
-    network: nn.Module,
-    traced: Traced,
-    layers: "Sequence[Layer] | str",
-    scales: Sequence[float] | str = (),
+    network: nn.Module, traced: Traced, layers: "Sequence[Layer]", scales: Sequence[float] = ()
 ) -> Features:
     """Cut ``network`` off behind its last layer and fold batch norms into convolutions.
 
@@ -136,11 +133,6 @@ def cut(
     scales
         As ``extractor.pooling.Features`` takes them.
     """
-    if isinstance(layers, str):  # a node and its pooling
-        from extractor.layers import Layer
-
-        layers, scales = [Layer(layers, layers, str(scales), False, 0)], ()
-    at = [scale for scale in scales if not isinstance(scale, str)]
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     taken: dict[fx.Node, fx.Node] = {}
@@ -156,7 +148,7 @@ def cut(
     graph.output(outputs if len(outputs) > 1 else outputs[0])
     body = fx.GraphModule(network, graph)
     _fold(body)
-    return Features(body, [layer.pooling for layer in layers], at).eval()
+    return Features(body, [layer.pooling for layer in layers], scales).eval()
 
 
 def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:

@@ -7,17 +7,20 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from platformdirs import user_data_dir
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from flows.errors import SettingsError
 from storage.home import Home
 
 PREFIX = "LOOKALIKE_"
+
+Scale = Annotated[float, Field(gt=0, le=4, allow_inf_nan=False)]
+"""Size of a picture as a part of the network's input."""
 
 
 class Settings(BaseSettings):
@@ -38,12 +41,24 @@ class Settings(BaseSettings):
     model: str = Field(
         "resnet50",
         description="Network of the space that `index` maintains, whichever one is current; "
-        "where neither it nor layer, weights or dtype is set, the current one is maintained.",
+        "where neither it nor another setting of a space is set, the current one is maintained.",
     )
     layer: str | None = Field(
         None, description="Layer of the space that `index` maintains; None: the model's own."
     )
     weights: str = Field("DEFAULT", description="Weights of the space that `index` maintains.")
+    input_size: int | None = Field(
+        None, ge=1, description="Side of the network's input, pixels; None: the network's own."
+    )
+    pool: Literal["avg", "max", "gem"] | None = Field(
+        None,
+        description="How feature maps become a vector; where a layer is not set either, the last "
+        "maps. None: the layer's average.",
+    )
+    scales: Annotated[tuple[Scale, ...], NoDecode] = Field(
+        (), description="Sizes at which maps are looked at and averaged: 1,0.7071,0.5."
+    )
+    relu: bool = Field(True, description="Whether a layer's ReLU is applied; false: before it.")
     dtype: Literal["float32", "float16"] = Field(
         "float32", description="How the space that `index` maintains stores its vectors."
     )
@@ -76,6 +91,17 @@ class Settings(BaseSettings):
     prefect: Literal["auto", "always", "never"] = Field(
         "auto", description="Whether runs go through Prefect; auto: where its API is configured."
     )
+
+    @field_validator("scales", mode="before")
+    @classmethod
+    def _parted(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("scales")
+    @classmethod
+    def _in_order(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        scales = tuple(sorted(set(value), reverse=True))  # their order changes no vector
+        return () if scales == (1.0,) else scales
 
     @field_validator("home")
     @classmethod

@@ -42,7 +42,7 @@ class SpaceOverview:
     fingerprint: str
     current: bool
     model: dict[str, Any]
-    """Model, layer and weights as they were asked for."""
+    """Model, layer, weights and what else was asked for."""
     dim: int
     dtype: str
     vectors: int

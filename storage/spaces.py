@@ -14,6 +14,7 @@ from storage.catalog import Catalog, insert_into
 from storage.errors import LeaseHeld, SpaceError
 from storage.home import make_dir
 from storage.leases import Lease, check_lease
+from storage.space_names import recipe_name
 from storage.tables import Claim, Failure, Generation, Part, Space, SpaceKey, Vector
 
 _SPACES = 7205759403792794
@@ -66,7 +67,7 @@ def ensure_space(
         Everything that the vectors depend on, with at least ``dim``, ``dtype`` and
         ``decode_version``.
     request
-        ``model``, ``layer`` and ``weights`` as they were asked for.
+        ``model``, ``layer``, ``weights`` and what else was asked for.
     key
         What was typed and the weights file's signature; leads to the space from now on.
 
@@ -249,9 +250,13 @@ def _make(catalog: Catalog, conn: Connection, name: str | None, facts: dict[str,
 
 def _free_name(facts: Mapping[str, Any], taken: Mapping[str, str]) -> str:
     request, spec = facts["request"], facts["spec"]
-    model = request.get("model") or spec.get("architecture") or "space"
-    layer = request.get("layer") or spec.get("node")
-    stem = f"{model}-{layer}" if layer else str(model)
+    stem = recipe_name(
+        {
+            **request,
+            "model": request.get("model") or spec.get("architecture") or "space",
+            "layer": request.get("layer") or spec.get("node"),
+        }
+    )
     name, number = stem, 1
     while name in taken:
         number += 1

@@ -132,7 +132,7 @@ class Space(Base):
     spec: Mapped[dict[str, Any]]
     """Everything that the vectors depend on, dtype and dimension included."""
     request: Mapped[dict[str, Any]]
-    """Model, layer and weights as they were asked for when the space was made."""
+    """Model, layer, weights and what else was asked for when the space was made."""
     dim: Mapped[int]
     dtype: Mapped[str]
     """``float32`` or ``float16``."""

@@ -15,12 +15,29 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 UNAVAILABLE = 4
 PREFECT = {None: None, True: "always", False: "never"}
 
-RECIPE = (
+MODEL = (
     click.option("--model", metavar="NAME", help="Network; `lookalike models` lists them."),
-    click.option("--layer", metavar="NAME", help="fc7, avgpool, logits, ... or any node's name."),
     click.option(
         "--weights", metavar="W", help="DEFAULT, a published name, a FILE or random[:SEED]."
     ),
+    click.option("--input-size", type=click.IntRange(1), help="Side of the network's input."),
+    click.option(
+        "--pool",
+        type=click.Choice(["avg", "max", "gem"]),
+        help="Pool the layer's feature maps; without --layer, the last ones.",
+    ),
+    click.option(
+        "--scales", metavar="S,...", help="Average over these sizes of the input: 1,0.7071,0.5."
+    ),
+    click.option(
+        "--relu/--no-relu", default=None, help="Take a layer behind its ReLU (default), or before."
+    ),
+)
+"""Options that say which network it is and what becomes of a layer."""
+LAYER = (
+    click.option("--layer", metavar="NAME", help="fc7, avgpool, logits, ... or any node's name."),
+)
+SPACE = (
     click.option(
         "--space", metavar="NAME", help="Space to maintain, or a new one's name; `all`: each."
     ),
@@ -28,8 +45,10 @@ RECIPE = (
         "--dtype", type=click.Choice(["float32", "float16"]), help="Stored type of a new space."
     ),
 )
+"""Options that say where vectors are kept, and how."""
+RECIPE = (MODEL[0], *LAYER, *MODEL[1:], *SPACE)
 """Options that say which vectors are made."""
-ENGINE = (
+WORK = (
     click.option(
         "--device",
         metavar="DEV",
@@ -38,6 +57,12 @@ ENGINE = (
     click.option("--batch-size", type=click.IntRange(1), help="Images in one forward pass."),
     click.option("--workers", type=click.IntRange(1), help="Threads that read and decode."),
     click.option("--chunk-size", type=click.IntRange(1, 8192), help="Most images of one commit."),
+    click.option(
+        "--max-failures", type=click.FloatRange(0, 1), help="Share that may fail, 0 to 1."
+    ),
+)
+"""Options that say how the work is done."""
+CLUSTER = (
     click.option(
         "--runner",
         type=click.Choice(["thread", "dask"]),
@@ -48,11 +73,9 @@ ENGINE = (
         metavar="C",
         help="Of --runner dask: scheduler's address, number of local workers, YAML file.",
     ),
-    click.option(
-        "--max-failures", type=click.FloatRange(0, 1), help="Share that may fail, 0 to 1."
-    ),
 )
-"""Options that say how the work is done."""
+"""Options that say who does it."""
+ENGINE = (*WORK, *CLUSTER)
 TELLING = (
     click.option("--plan", is_flag=True, help="Say what would be done and touch nothing."),
     click.option("--prefect/--no-prefect", default=None, help="Force or avoid Prefect's engine."),

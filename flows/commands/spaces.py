@@ -1,11 +1,11 @@
 """``lookalike spaces``."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flows.commands.base import Command, Group, json_option, leased, list_unless_named, opened
-from flows.commands.show import size, table, write_json
+from flows.commands.show import printable, size, table, when, write_json
 
 if TYPE_CHECKING:
     from storage.catalog import Catalog
@@ -48,6 +48,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 def list_command(ctx: click.Context, as_json: bool) -> None:
     """List the spaces; the current one, which index and search use, has a star."""
     from search.overview import spaces_overview
+    from storage.space_names import recipe_text
 
     with opened(ctx) as catalog:
         spaces = spaces_overview(catalog)
@@ -57,6 +58,7 @@ def list_command(ctx: click.Context, as_json: bool) -> None:
     rows = [
         (
             f"{space.name}{' *' if space.current else ''}",
+            recipe_text(space.model),
             f"{space.dim} {space.dtype}",
             f"{space.vectors:,}",
             size(space.size_bytes),
@@ -64,7 +66,61 @@ def list_command(ctx: click.Context, as_json: bool) -> None:
         )
         for space in spaces
     ]
-    click.echo(table(("space", "numbers", "vectors", "disk", "index"), rows, right=(2, 3)))
+    click.echo(
+        table(("space", "recipe", "numbers", "vectors", "disk", "index"), rows, right=(3, 4))
+    )
+
+
+@command.command(
+    "show",
+    cls=Command,
+    short_help="Tell how a space's vectors are made.",
+    examples="""\
+    lookalike spaces show
+    lookalike spaces show resnet50-maps-gem --json
+    """,
+)
+@click.argument("name", required=False)
+@json_option
+@click.pass_context
+def show_command(ctx: click.Context, name: str | None, as_json: bool) -> None:
+    """Tell all that the vectors of the space NAME, or of the current one, depend on."""
+    from storage.spaces import get_space
+
+    with opened(ctx) as catalog:
+        space = get_space(catalog, name)
+    facts = {
+        "space": space.name,
+        "current": space.current,
+        "made_at": space.created_at,
+        "fingerprint": space.fingerprint,
+        "request": dict(space.request),
+        "spec": dict(space.spec),
+    }
+    if as_json:
+        write_json(facts)
+        return
+    rows = [
+        ("space", f"{space.name}{' *' if space.current else ''}"),
+        ("made", when(space.created_at)),
+        *((f"asked {key}", _plain(value)) for key, value in space.request.items()),
+        *((key, _plain(value)) for key, value in space.spec.items()),
+        ("fingerprint", space.fingerprint),
+    ]
+    width = max(len(key) for key, _ in rows)
+    for key, value in rows:
+        click.echo(f"{key.replace('_', ' '):{width}}  {value}")
+
+
+def _plain(value: Any) -> str:
+    """Return a value of a recipe on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items() if part)
+    if isinstance(value, list):
+        return " ".join(map(_plain, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 
 @command.command(

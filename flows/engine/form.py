@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 from flows.errors import FlowError
 from flows.job.dates import moment_ns
+from flows.settings import Scale
 
 
 def about(text: str, **limits: Any) -> Any:
@@ -51,6 +52,20 @@ Layer = Annotated[
 ]
 Weights = Annotated[
     Text | None, about("DEFAULT, a published name, a file on the worker's machine, random[:SEED].")
+]
+InputSize = Annotated[
+    int | None, about("Side of the network's input, pixels. Empty: the network's own.", ge=1)
+]
+Pool = Annotated[
+    Literal["avg", "max", "gem"] | None,
+    about("How feature maps become a vector; without a layer, the last maps. Empty: as it is."),
+]
+Scales = Annotated[
+    list[Scale] | None,
+    about("Sizes at which maps are looked at and averaged: 1, 0.7071, 0.5. Empty: one alone."),
+]
+Relu = Annotated[
+    bool | None, about("False: the layer's values before its ReLU. Empty: as the settings say.")
 ]
 Dtype = Annotated[
     Literal["float32", "float16"] | None, about("How a new space stores its vectors.")

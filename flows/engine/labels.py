@@ -16,6 +16,7 @@ from flows.job.spaces import find_spaces
 from storage.catalog import Catalog
 from storage.errors import RootError, StorageError
 from storage.roots import find_root, list_roots
+from storage.space_names import recipe_name
 
 OURS = "lookalike"
 """Tag of every run."""
@@ -32,7 +33,7 @@ def run_name(kind: str) -> str:
     What it is about are its roots and its space; of a back-fill also which files.
     """
     asked = flow_run.get_parameters()
-    how = asked.get("space") or "-".join(filter(None, (asked.get("model"), asked.get("layer"))))
+    how = asked.get("space") or recipe_name(asked)
     roots = _short(asked.get("roots") or ())
     return " ".join(filter(None, [_deployment() or kind, *roots, how, *_only(asked), _date()]))
 

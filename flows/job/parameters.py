@@ -7,11 +7,9 @@ from typing import Any
 from flows.errors import FlowError
 from flows.job.dates import moment_ns, moment_text
 from flows.job.loop import IndexOptions, Only
-from flows.job.spaces import SpaceChoice
+from flows.job.spaces import RECIPE, SpaceChoice
 from flows.settings import LoadedSettings, Settings, load_settings
 
-RECIPE = ("model", "layer", "weights", "dtype")
-"""Settings that say how vectors are made."""
 SETTINGS = frozenset(Settings.model_fields)
 
 
@@ -97,11 +95,18 @@ def _choice(asked: Mapping[str, Any], loaded: LoadedSettings) -> SpaceChoice:
     return SpaceChoice(space=space, otherwise=SpaceChoice(**told))
 
 
+def _shown(value: Any) -> Any:
+    """Return a value of a recipe as JSON knows it."""
+    if isinstance(value, str):
+        return safe(value) or None
+    return list(value) or None if isinstance(value, tuple) else value
+
+
 def parameters_of(options: IndexOptions) -> dict[str, Any]:
     """Return the flow's parameters that show what was asked for; no URL, which holds a password."""
     choice = {name: getattr(options.choice, name) for name in ("space", *RECIPE)}
     shared = {
-        **{name: safe(value) if value else None for name, value in choice.items()},
+        **{name: _shown(value) for name, value in choice.items()},
         "roots": [safe(root) for root in options.roots] or None,
         "device": options.device,
         "batch_size": options.batch_size,

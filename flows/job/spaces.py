@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 from extractor.models import ModelRequest, request_key
 from extractor.weights import weights_file
+from flows.settings import Settings
 from storage.catalog import Catalog
 from storage.errors import SpaceError
+from storage.space_names import recipe_name
 from storage.spaces import SpaceInfo, ensure_space, get_space, list_spaces, space_for_key
 
 if TYPE_CHECKING:
@@ -15,17 +17,23 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "resnet50"
 ALL = "all"
 """What ``--space`` takes for every space; no space has this name."""
+RECIPE = ("model", "layer", "weights", "input_size", "pool", "scales", "relu", "dtype")
+"""Settings that say how vectors are made."""
 
 
 @dataclass(frozen=True)
 class SpaceChoice:
-    """Model, layer, weights and dtype asked for; None where the user said nothing."""
+    """How vectors are made and stored, as asked for; None where the user said nothing."""
 
     space: str | None = None
     model: str | None = None
     layer: str | None = None
     weights: str | None = None
     dtype: str | None = None
+    input_size: int | None = None
+    pool: str | None = None
+    scales: tuple[float, ...] | None = None
+    relu: bool | None = None
     otherwise: "SpaceChoice | None" = field(default=None, compare=False)
     """Recipe of the settings, for a ``space`` that is not there yet; it yields to one that is."""
 
@@ -40,7 +48,7 @@ class SpaceChoice:
     @property
     def names_a_model(self) -> bool:
         """Whether anything was said that decides how vectors are made."""
-        return any((self.model, self.layer, self.weights, self.dtype))
+        return any(getattr(self, name) is not None for name in RECIPE)
 
     @property
     def name(self) -> str | None:
@@ -88,7 +96,7 @@ def make_space(catalog: Catalog, choice: SpaceChoice) -> tuple[SpaceInfo, "Model
     from extractor.models import open_model
 
     choice = choice.to_make
-    request = _request(choice)
+    request = request_of(choice)
     model = open_model(request)
     spec = {**model.spec.to_json(), "dtype": choice.dtype or "float32"}
     named = replace(request, model=model.spec.architecture, layer=model.layer_name)
@@ -103,17 +111,22 @@ def make_space(catalog: Catalog, choice: SpaceChoice) -> tuple[SpaceInfo, "Model
     return space, model
 
 
-def _request(choice: SpaceChoice) -> ModelRequest:
-    weights = choice.weights or "DEFAULT"
+def request_of(recipe: SpaceChoice | Settings) -> ModelRequest:
+    """Return the request for the model of a recipe; a weights file's path becomes absolute."""
+    weights = recipe.weights or "DEFAULT"
     return ModelRequest(
-        model=choice.model or DEFAULT_MODEL,
-        layer=choice.layer,
-        weights=weights_file(weights) or weights,  # absolute: a night starts in another folder
+        model=recipe.model or DEFAULT_MODEL,
+        layer=recipe.layer,
+        weights=weights_file(weights) or weights,  # a night starts in another folder
+        input_size=recipe.input_size,
+        pool=recipe.pool,
+        scales=recipe.scales or (),
+        relu=recipe.relu is not False,
     )
 
 
 def _key(choice: SpaceChoice) -> str:
-    return f"{request_key(_request(choice))} dtype={choice.dtype or 'float32'}"
+    return f"{request_key(request_of(choice))} dtype={choice.dtype or 'float32'}"
 
 
 def _same_name(space: SpaceInfo, choice: SpaceChoice) -> None:
@@ -127,13 +140,13 @@ def _same_name(space: SpaceInfo, choice: SpaceChoice) -> None:
 def new_space_name(choice: SpaceChoice) -> str:
     """Return what is known of a new space's name before its model is."""
     choice = choice.to_make
-    return choice.name or "-".join(filter(None, (choice.model or DEFAULT_MODEL, choice.layer)))
+    return choice.name or recipe_name(request_of(choice).to_json())
 
 
 def new_space_dim(catalog: Catalog, choice: SpaceChoice) -> int | None:
     """Return the dimension of a new space if another one, e.g. of another dtype, tells it."""
     choice = choice.to_make
-    asked = _request(choice).to_json()
+    asked = request_of(choice).to_json()
     same = (space.dim for space in list_spaces(catalog) if dict(space.request) == asked)
     return next(same, None)
 

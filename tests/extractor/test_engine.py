@@ -1,13 +1,16 @@
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import get_model
 from torchvision.transforms import functional as vision
 
+from extractor import weights
 from extractor.device import choose_device, first_line, is_memory
 from extractor.engine import Engine, normalise
 from extractor.errors import DeviceError
@@ -195,6 +198,80 @@ def test_a_black_picture_without_features_is_a_fault() -> None:
     np.testing.assert_allclose(np.linalg.norm(done.vectors[[0, 2]], axis=1), 1, atol=1e-6)
 
 
+class SideBySide(nn.Module):
+    """The averages of red, green and blue, then twice those of green and blue, and a constant."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean(dim=(2, 3))
+        return torch.cat([mean, mean[:, 1:] * 2, mean.new_full((len(x), 1), 100.0)], dim=1)
+
+
+def layered(module: nn.Module, *dims: int) -> Model:
+    spec = small_model().spec
+    specs = tuple(replace(spec, node=str(n), dim=dim) for n, dim in enumerate(dims))
+    return Model(specs, module, tuple(f"layer{n}" for n in range(len(dims))))
+
+
+def test_each_layer_of_several_is_of_unit_length_by_itself() -> None:
+    model, pixels = layered(SideBySide(), 3, 2, 1), random_pixels(5)
+    engine = Engine(model, "cpu", batch_size=2)
+    assert engine.spans == (slice(0, 3), slice(3, 5), slice(5, 6))
+    found = engine.forward(pixels)
+    mean, std = np.array(PREPROCESS.mean), np.array(PREPROCESS.std)
+    colours = (pixels.mean(axis=(2, 3)) / 255 - mean) / std
+    for span, plain in zip(engine.spans, (colours, colours[:, 1:], np.ones((5, 1))), strict=True):
+        unit = plain / np.linalg.norm(plain, axis=1, keepdims=True)
+        np.testing.assert_allclose(found[:, span], unit, atol=1e-5)
+
+
+def test_one_layer_without_a_direction_leaves_the_picture_without_vectors() -> None:
+    raw = np.ones((4, 5), np.float32)
+    raw[0, :2] = 0
+    raw[1, 3] = np.nan
+    raw[2, :2] = [3e38, 3e38]
+    vectors, faults = normalise(raw, (slice(0, 2), slice(2, 5)))
+    assert {i: f.failure_class for i, f in faults.items()} == {0: "zero", 1: "nan"}
+    assert np.isnan(vectors[:2]).all()
+    np.testing.assert_allclose(vectors[2:], [[0.5**0.5] * 2 + [3**-0.5] * 3] * 2, rtol=1e-6)
+
+
+def test_raw_features_are_those_of_the_network() -> None:
+    class Relu(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mean = x.mean(dim=(2, 3))
+            # Not finite for a white picture, all zero for a black one.
+            return torch.where((mean > 2).all(dim=1, keepdim=True), mean / 0, mean.relu())
+
+    pixels = random_pixels(4)
+    pixels[1], pixels[3] = 0, 255
+    done = Engine(layered(Relu(), 3), "cpu", normalize=False).run(pixels)
+    assert {i: f.failure_class for i, f in done.faults.items()} == {3: "nan"}
+    assert np.isnan(done.vectors[3]).all()
+    assert not done.vectors[1].any()
+    x = vision.normalize(torch.from_numpy(pixels) / 255, PREPROCESS.mean, PREPROCESS.std)
+    plain = x.mean(dim=(2, 3)).relu().numpy()
+    np.testing.assert_allclose(done.vectors[:3], plain[:3], atol=1e-5)
+    assert done.vectors.dtype == np.float32
+    assert sorted(Engine(layered(Relu(), 3), "cpu").run(pixels).faults) == [1, 3]
+
+
+def test_raw_features_of_several_layers_equal_a_hook() -> None:
+    model = open_model(ModelRequest("alexnet", weights="random:1"), ("fc6", "fc7", "fc8"))
+    pixels = random_pixels(3, side=224)
+    found = Engine(model, "cpu", normalize=False).forward(pixels)
+    network = weights.build(lambda: get_model("alexnet", weights=None), 1).eval()
+    caught: list[torch.Tensor] = []
+    for name in ("classifier.2", "classifier.5", "classifier.6"):
+        network.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, out: caught.append(out.clone())
+        )
+    preprocess = model.preprocess
+    with torch.inference_mode():
+        network(vision.normalize(torch.from_numpy(pixels) / 255, preprocess.mean, preprocess.std))
+    np.testing.assert_allclose(found, torch.cat(caught, dim=1).numpy(), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(np.linalg.norm(found[:, :4096], axis=1), 1, atol=0.1)
+
+
 def test_devices() -> None:
     assert choose_device("cpu").type == "cpu"
     best = "cuda" if torch.cuda.is_available() else "cpu"
@@ -241,8 +318,34 @@ def test_a_vector_depends_on_its_picture_alone() -> None:
 
 @pytest.mark.data
 def test_a_real_vector_depends_on_its_picture_alone(data_dir: Path) -> None:
-    weights = str(data_dir / "weights" / "resnet18.pth")
-    assert_independent(weights, [(2, 1), (1, 3), (2, 8), (1, 16), (2, 16)])
+    file = str(data_dir / "weights" / "resnet18.pth")
+    assert_independent(file, [(2, 1), (1, 3), (2, 8), (1, 16), (2, 16)])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("request_", "layers"),
+    [
+        (ModelRequest("resnet18", None, "random:1", pool="gem", scales=(1, 0.7071, 0.5)), None),
+        (ModelRequest("resnet18", None, "random:1", pool="gem"), ("maps", "layer3")),
+        (ModelRequest("alexnet", None, "random:1", relu=False), ("fc6", "fc7", "fc8")),
+    ],
+)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_gpu_gives_the_pooled_and_layered_vectors_of_the_cpu(
+    request_: ModelRequest, layers: tuple[str, ...] | None, normalize: bool
+) -> None:
+    pixels = random_pixels(20, side=224)
+    on_cpu = Engine(open_model(request_, layers), "cpu", normalize=normalize).forward(pixels)
+    engine = Engine(open_model(request_, layers), "cuda", normalize=normalize)
+    done = engine.run(pixels)
+    assert done.faults == {}
+    for span in engine.spans:
+        ours, theirs = done.vectors[:, span].astype(float), on_cpu[:, span].astype(float)
+        lengths = np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1)
+        assert (np.einsum("nd,nd->n", ours, theirs) / (lengths[0] * lengths[1])).min() >= 0.9999
+        np.testing.assert_allclose(lengths[0], lengths[1], rtol=1e-2)
 
 
 @pytest.mark.gpu
