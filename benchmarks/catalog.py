@@ -31,10 +31,11 @@ from storage.chunks import claim_chunk
 from storage.commit import FileRead, PartWritten, commit_chunk
 from storage.file_rows import apply_changes, known_files
 from storage.home import Home
+from storage.leases import Lease, finish_run, start_run
 from storage.pending import pending_counts
 from storage.publish import publish_due
 from storage.roots import RootInfo, add_root
-from storage.runs import Heartbeat, Lease, finish_run, start_run
+from storage.runs import Heartbeat
 from storage.scan import FileStat, Signature
 from storage.spaces import SpaceInfo, ensure_space
 from tests.postgres import durable_database

@@ -24,10 +24,10 @@ from storage.chunks import claim_chunk
 from storage.commit import FileRead, commit_chunk
 from storage.files import scan_root
 from storage.home import Home
+from storage.leases import finish_run, start_run
 from storage.publish import publish
 from storage.reading import open_store
 from storage.roots import add_root
-from storage.runs import finish_run, start_run
 from storage.scan import Signature
 from storage.spaces import SpaceInfo, ensure_space
 

@@ -47,9 +47,10 @@ from storage.chunks import Chunk, claim_chunk
 from storage.commit import FileRead, commit_chunk
 from storage.files import scan_root
 from storage.home import Home
+from storage.leases import Lease, finish_run, start_run
 from storage.reading import open_store
 from storage.roots import add_root
-from storage.runs import Heartbeat, Lease, finish_run, start_run
+from storage.runs import Heartbeat
 from storage.scan import Signature
 from storage.spaces import SpaceInfo, ensure_space, get_space
 from storage.tables import Part, Vector

@@ -8,9 +8,9 @@ from sqlalchemy import Connection, Select, exists, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from storage.chunks import Chunk, claims_of
+from storage.leases import Lease
 from storage.outcomes import Before
 from storage.pending import quarantined
-from storage.runs import Lease
 from storage.scan import Signature
 from storage.slices import sliced
 from storage.spaces import SpaceInfo

@@ -18,9 +18,10 @@ from storage.dead import entered_rows
 from storage.durable import map_npy
 from storage.errors import IndexFileError, PartError
 from storage.generation import load_generation
+from storage.leases import Lease, check_lease
 from storage.publish import publish, withdraw
 from storage.reading import GenerationInfo, generation_paths, open_store, snapshot
-from storage.runs import Lease, check_lease, claim, release
+from storage.runs import claim, release
 from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
 from storage.tables import Image, Part, Vector

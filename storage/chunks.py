@@ -26,8 +26,8 @@ from storage.catalog import Catalog
 from storage.database import insert_into
 from storage.errors import LeaseLost
 from storage.excludes import Globs
+from storage.leases import Lease, check_lease
 from storage.pending import Scope, in_scope, pending, settled
-from storage.runs import Lease, check_lease
 from storage.slices import PAGE, pages, sliced
 from storage.spaces import SpaceInfo
 from storage.tables import Claim, File, Image, Root, Run

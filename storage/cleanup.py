@@ -9,8 +9,8 @@ from sqlalchemy import Connection, delete, select
 
 from storage.catalog import Catalog
 from storage.home import fsync_dir
+from storage.leases import Lease, check_lease
 from storage.reading import generation_paths, open_store
-from storage.runs import Lease, check_lease
 from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
 from storage.tables import Generation, Part, Run, Space

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from storage.before import Look, image_ids, lock_files, relevant_failures
 from storage.catalog import Catalog
 from storage.chunks import Chunk
+from storage.leases import Lease, check_lease
 from storage.outcomes import decide
-from storage.runs import Lease, check_lease
 from storage.settle import FailedItem, FileRead, Settle, is_busy, record
 from storage.spaces import SpaceInfo
 from storage.vectors import PartWritten

@@ -16,9 +16,10 @@ from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from storage.catalog import Catalog
 from storage.dead import DEAD_SHARE, entered_rows, held
+from storage.leases import Lease, check_lease
 from storage.publish import withdraw
 from storage.reading import open_store, snapshot_in
-from storage.runs import Lease, check_lease, claim, release
+from storage.runs import claim, release
 from storage.slices import sliced
 from storage.spaces import SpaceInfo
 from storage.tables import Failure, File, Image, Part, Space, Vector

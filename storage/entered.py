@@ -3,7 +3,7 @@
 from sqlalchemy import and_, func, select
 
 from storage.catalog import Catalog
-from storage.runs import Lease
+from storage.leases import Lease
 from storage.spaces import SpaceInfo
 from storage.tables import Part, Vector
 

@@ -8,8 +8,9 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from storage.catalog import Catalog
 from storage.changes import Change, Known, Reason
+from storage.leases import Lease, check_lease
 from storage.roots import RootInfo, display, within
-from storage.runs import Lease, check_lease, claim, release
+from storage.runs import claim, release
 from storage.scan import FileStat, Signature
 from storage.slices import sliced
 from storage.tables import Failure, File

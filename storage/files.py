@@ -14,9 +14,10 @@ from storage.errors import RootUnavailable
 from storage.excludes import Excludes
 from storage.file_rows import apply_changes, known_files, prune_missing
 from storage.guard import count_live, guard_losses, lost_message, preflight
+from storage.leases import Lease, check_lease
 from storage.manifest import read_manifest
 from storage.roots import RootInfo, display
-from storage.runs import Lease, check_lease, claim, release
+from storage.runs import claim, release
 from storage.scan import SEP, FileStat, Unreadable, walk
 from storage.spool import Spool
 from storage.tables import Root

@@ -9,11 +9,12 @@ from storage.catalog import Catalog
 from storage.cleanup import delete_old_files
 from storage.compact import compact_unentered, parts_with_unentered
 from storage.errors import RootError
+from storage.leases import Lease, check_lease
 from storage.paths import files_at
 from storage.publish import publish, withdraw
 from storage.reading import open_store, snapshot
 from storage.roots import display
-from storage.runs import Lease, check_lease, claim, release
+from storage.runs import claim, release
 from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
 from storage.tables import Failure, File, Image, Vector

@@ -14,9 +14,10 @@ from storage.dead import DEAD_SHARE, entered_rows
 from storage.errors import SpaceError
 from storage.home import make_dir
 from storage.kinds import AUTO, IndexSpec, choose, outgrown, spec_of
+from storage.leases import Lease, check_lease
 from storage.reading import GenerationInfo, Rows, open_store, snapshot_in
 from storage.recall import RecallInfo, Sample, measure, record
-from storage.runs import Lease, check_lease, claim, release
+from storage.runs import claim, release
 from storage.spaces import SpaceInfo
 from storage.tables import Generation, Vector
 

@@ -14,9 +14,8 @@ from enum import Enum
 from sqlalchemy import ColumnElement, func, select, update
 
 from storage.catalog import Catalog
-from storage.leases import changed
+from storage.leases import Lease, changed, check_lease
 from storage.pending import HASHED, SEEN, settled
-from storage.runs import Lease, check_lease
 from storage.scan import Signature
 from storage.slices import sliced
 from storage.tables import File, Image, Root, Run

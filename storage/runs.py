@@ -12,41 +12,9 @@ from sqlalchemy import Connection, delete, func, insert, select
 
 from storage.catalog import Catalog, insert_into
 from storage.errors import LeaseHeld, LeaseLost, SpaceError, StorageError
-from storage.leases import (
-    LEASE_S,
-    RENEW_S,
-    Lease,
-    RunState,
-    ask_to_stop,
-    check_lease,
-    end_runs_of,
-    finish_run,
-    reap,
-    renew,
-    run_state,
-    start_run,
-)
+from storage.leases import RENEW_S, Lease, check_lease, reap, renew
 from storage.spaces import SpaceInfo
 from storage.tables import Claim, Run, Space
-
-__all__ = [
-    "LEASE_S",
-    "RENEW_S",
-    "Heartbeat",
-    "Lease",
-    "RunState",
-    "ask_to_stop",
-    "check_lease",
-    "claim",
-    "end_runs_of",
-    "finish_run",
-    "reap",
-    "release",
-    "renew",
-    "run_state",
-    "start_run",
-    "work_in",
-]
 
 
 def claim(

@@ -10,8 +10,8 @@ from storage.before import Held, Record, image_ids
 from storage.chunks import Chunk, claims_of
 from storage.database import insert_into
 from storage.errors import SpaceError
+from storage.leases import Lease
 from storage.outcomes import Before, Outcomes
-from storage.runs import Lease
 from storage.scan import Signature
 from storage.slices import sliced
 from storage.spaces import SpaceInfo

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from flows.settings import LoadedSettings
     from storage.catalog import Catalog
-    from storage.runs import Lease
+    from storage.leases import Lease
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -112,7 +112,8 @@ def opened(ctx: click.Context, *, write: bool = False) -> Iterator["Catalog"]:
 @contextmanager
 def leased(catalog: "Catalog", kind: str) -> Iterator["Lease"]:
     """Run the body as a run of its own, under a lease that is renewed until it ends."""
-    from storage.runs import Heartbeat, finish_run, reap, start_run
+    from storage.leases import finish_run, reap, start_run
+    from storage.runs import Heartbeat
 
     reap(catalog)
     lease = start_run(catalog, kind)

@@ -10,8 +10,8 @@ from flows.job.patience import patiently
 from flows.job.progress import counted
 from storage.catalog import Catalog
 from storage.chunks import Chunk, claim_chunk, give_back, pending_elsewhere
+from storage.leases import Lease, reap
 from storage.pending import Scope
-from storage.runs import Lease, reap
 from storage.spaces import SpaceInfo
 
 T = TypeVar("T")

@@ -9,7 +9,8 @@ from flows.errors import Stopped
 from flows.job.patience import patiently
 from flows.job.worker import Bench
 from storage.errors import StorageError
-from storage.runs import Heartbeat, Lease, finish_run, reap, start_run
+from storage.leases import Lease, finish_run, reap, start_run
+from storage.runs import Heartbeat
 
 
 class Kept(Protocol):

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from storage.chunks import Chunk
+from storage.leases import Lease
 from storage.roots import RootInfo
-from storage.runs import Lease
 
 
 @dataclass(frozen=True)

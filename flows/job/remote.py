@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from flows.job.orders import Place
 from storage.catalog import Catalog
 from storage.errors import CatalogError, StorageError
+from storage.leases import Lease, ask_to_stop, run_state
 from storage.owner import Owner, this_process
-from storage.runs import Lease, ask_to_stop, run_state
 
 if TYPE_CHECKING:
     from flows.job.worker import Bench

@@ -34,10 +34,10 @@ from storage.errors import (
 )
 from storage.file_rows import prune_root
 from storage.guard import preflight
+from storage.leases import Lease
 from storage.publish import publish_due
 from storage.rehash import SLICES, count_slice, next_slice, rehash
 from storage.roots import RootInfo, list_roots
-from storage.runs import Lease
 from storage.spaces import SpaceInfo, list_spaces
 
 Answer = TypeVar("Answer")

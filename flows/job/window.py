@@ -19,7 +19,7 @@ from flows.job.steps import Handle, Steps
 from storage.chunks import Chunk
 from storage.entered import entered_by
 from storage.errors import StorageError
-from storage.runs import ask_to_stop
+from storage.leases import ask_to_stop
 from storage.spaces import SpaceInfo
 
 if TYPE_CHECKING:

@@ -23,8 +23,9 @@ from flows.samples import draw_scene
 from storage.catalog import Catalog
 from storage.errors import StorageError
 from storage.home import Home
+from storage.leases import finish_run, start_run
 from storage.roots import list_roots
-from storage.runs import claim, finish_run, start_run
+from storage.runs import claim
 from tests.flows.terminal import CHECKOUT, loaded, lookalike
 from tests.flows.test_report import KEYS
 

@@ -35,8 +35,9 @@ from storage.catalog import Catalog
 from storage.chunks import claim_chunk
 from storage.errors import CatalogError, DiskFull, LeaseHeld, LeaseLost, SpaceError
 from storage.home import Home
+from storage.leases import Lease, finish_run, start_run
 from storage.roots import list_roots
-from storage.runs import Lease, claim, finish_run, start_run
+from storage.runs import claim
 from storage.spaces import drop_space, get_space, list_spaces
 from storage.tables import Claim, Failure, File, Generation, Part, Root, Run, Space, Vector
 

@@ -32,9 +32,10 @@ from storage.catalog import Catalog
 from storage.errors import CatalogError
 from storage.file_rows import GRACE_S
 from storage.home import Home
+from storage.leases import finish_run, start_run
 from storage.rehash import SLICES, Outcome, Settled
 from storage.roots import list_roots
-from storage.runs import claim, finish_run, start_run
+from storage.runs import claim
 from storage.scan import Signature
 from storage.spaces import list_spaces
 from storage.tables import Claim, File, Generation, Part, Run, Vector

@@ -51,7 +51,7 @@ from flows.server.process import (
 from storage.catalog import Catalog
 from storage.errors import CatalogError, SpaceError
 from storage.home import Home
-from storage.runs import reap
+from storage.leases import reap
 from storage.tables import Claim, Run, Vector
 from tests.flows.contents import age, assert_same, contents
 from tests.flows.gate import gate

@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from flows.cli import cli
+from storage.leases import start_run
 from storage.publish import publish
 from storage.recall import latest, record
-from storage.runs import start_run
 from tests.storage.filled import Filled, clustered, local_catalog
 
 

@@ -15,9 +15,9 @@ from storage.catalog import Catalog
 from storage.chunks import claim_chunk
 from storage.commit import FileRead, commit_chunk
 from storage.files import scan_root
+from storage.leases import Lease, finish_run, start_run
 from storage.publish import publish
 from storage.roots import add_root
-from storage.runs import Lease, finish_run, start_run
 from storage.scan import Signature
 from storage.spaces import SpaceInfo, ensure_space
 from storage.vectors import VectorStore

@@ -16,7 +16,7 @@ STARTS_A_RUN = """
 import os, sys
 from storage.catalog import Catalog
 from storage.home import Home
-from storage.runs import start_run
+from storage.leases import start_run
 
 catalog = Catalog.open(Home(sys.argv[1], sys.argv[2] or None), write=True)
 print(start_run(catalog, "index").run_id, flush=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from storage.catalog import Catalog
-from storage.runs import Lease, start_run
+from storage.leases import Lease, start_run
 from storage.spaces import SpaceInfo, ensure_space
 
 

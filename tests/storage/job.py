@@ -18,9 +18,9 @@ from storage.catalog import Catalog
 from storage.chunks import Chunk, claim_chunk
 from storage.commit import CommitResult, FailedItem, FileRead, PartWritten, commit_chunk
 from storage.files import ScanResult, scan_root
+from storage.leases import Lease
 from storage.pending import known_digest
 from storage.roots import RootInfo, add_root
-from storage.runs import Lease
 from storage.scan import Signature
 from storage.spaces import SpaceInfo
 from storage.tables import Base, File, Image, Vector

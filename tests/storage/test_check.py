@@ -11,11 +11,11 @@ import storage.check
 from storage.catalog import Catalog
 from storage.check import check
 from storage.errors import StorageError
+from storage.leases import start_run
 from storage.lookup import Lookup
 from storage.publish import publish
 from storage.reading import generation_paths, open_store, snapshot
 from storage.roots import list_roots
-from storage.runs import start_run
 from storage.tables import Part, Space, Vector
 from tests.storage.filled import Filled, clustered, local_catalog
 

@@ -17,10 +17,9 @@ from storage.changes import Change, Reason
 from storage.chunks import Chunk, claim_chunk, give_back, pending_elsewhere
 from storage.errors import LeaseLost
 from storage.files import apply_changes
-from storage.leases import finish_run
+from storage.leases import Lease, finish_run, start_run
 from storage.pending import Pending, Scope, known_digest, pending_counts
 from storage.roots import RootInfo, add_root
-from storage.runs import Lease, start_run
 from storage.scan import FileStat, Signature
 from storage.spaces import SpaceInfo
 from storage.tables import Claim, Failure, File, Image, Root, Run, Vector

@@ -16,11 +16,10 @@ from storage.chunks import Chunk, claim_chunk
 from storage.commit import CommitResult, FailedItem, FileRead, commit_chunk
 from storage.errors import LeaseLost, SpaceError
 from storage.failures import list_failures
-from storage.leases import finish_run
+from storage.leases import Lease, finish_run, start_run
 from storage.outcomes import Before, decide
 from storage.pending import pending_counts
 from storage.roots import remove_root
-from storage.runs import Lease, start_run
 from storage.scan import Signature
 from storage.spaces import SpaceInfo, drop_space, ensure_space
 from storage.tables import Failure, File, Image, Part, Run, Space, Vector

@@ -9,10 +9,11 @@ from storage.cleanup import delete_old_files, orphans
 from storage.compact import SMALL_ROWS, compact
 from storage.dead import entered_rows, live_rows
 from storage.errors import LeaseHeld, LeaseLost, PartError
+from storage.leases import finish_run, start_run
 from storage.lookup import Lookup
 from storage.publish import publish, publish_due
 from storage.reading import Rows, open_store, snapshot
-from storage.runs import claim, finish_run, start_run
+from storage.runs import claim
 from storage.tables import Failure, File, Image, Part, Vector
 from storage.vectors import VectorStore
 from tests.storage.filled import Filled, clustered, local_catalog

@@ -7,9 +7,9 @@ from sqlalchemy import select
 from storage.catalog import Catalog
 from storage.chunks import claim_chunk, give_back
 from storage.failures import counts_by_class, list_failures, retry
+from storage.leases import Lease
 from storage.pending import Scope, pending_counts
 from storage.roots import add_root
-from storage.runs import Lease
 from storage.settle import record
 from storage.spaces import SpaceInfo, ensure_space
 from storage.tables import Failure

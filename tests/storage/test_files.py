@@ -19,9 +19,9 @@ from storage.changes import Change, Known, Reason
 from storage.errors import LeaseHeld, LeaseLost, ManifestError, RootUnavailable
 from storage.file_rows import GRACE_S
 from storage.files import ScanResult, apply_changes, known_files, scan_root
-from storage.leases import finish_run
+from storage.leases import Lease, finish_run, start_run
 from storage.roots import RootInfo, add_root, find_root, resolve_root
-from storage.runs import Lease, claim, start_run
+from storage.runs import claim
 from storage.scan import FileStat, Signature
 from storage.slices import sliced
 from storage.spaces import SpaceInfo

@@ -9,11 +9,12 @@ from storage.check import check
 from storage.errors import LeaseHeld, PartError, RootError
 from storage.files import scan_root
 from storage.forget import forget
+from storage.leases import finish_run, start_run
 from storage.lookup import Lookup
 from storage.publish import publish
 from storage.reading import snapshot
 from storage.roots import add_root
-from storage.runs import claim, finish_run, start_run
+from storage.runs import claim
 from storage.tables import Failure, File, Image, Vector
 from tests.storage.filled import Filled, clustered
 from tests.storage.job import put
@@ -167,7 +168,7 @@ from storage import durable, home
 from storage.catalog import Catalog
 from storage.forget import forget
 from storage.home import Home
-from storage.runs import start_run
+from storage.leases import start_run
 _, folder, url, path, least = sys.argv
 catalog = Catalog.open(Home(folder, url or None), write=True)
 lease = start_run(catalog, "forget")

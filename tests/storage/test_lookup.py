@@ -9,10 +9,10 @@ from sqlalchemy import delete
 
 from storage import candidates
 from storage.errors import PartError
+from storage.leases import start_run
 from storage.lookup import Lookup
 from storage.publish import publish
 from storage.reading import generation_paths, snapshot
-from storage.runs import start_run
 from storage.tables import Vector
 from tests.storage.filled import Filled, clustered, local_catalog, nearest, recall, root_of
 

@@ -14,9 +14,9 @@ from storage.catalog import Catalog
 from storage.chunks import claim_chunk, give_back, pending_elsewhere
 from storage.errors import RootError
 from storage.excludes import Globs
+from storage.leases import Lease, start_run
 from storage.pending import Pending, Scope, pending_counts
 from storage.roots import RootInfo
-from storage.runs import Lease, start_run
 from storage.slices import PAGE
 from storage.spaces import SpaceInfo
 from storage.tables import Claim, File

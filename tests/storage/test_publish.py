@@ -7,9 +7,10 @@ from sqlalchemy import delete, func, insert, select, update
 from storage.durable import file_checksum, write_npy
 from storage.errors import IndexFileError, LeaseHeld, LeaseLost, PartError, SpaceError
 from storage.generation import load_generation
+from storage.leases import finish_run, start_run
 from storage.publish import publish, publish_due, withdraw
 from storage.reading import generation_paths, snapshot
-from storage.runs import claim, finish_run, start_run
+from storage.runs import claim
 from storage.tables import Claim, Generation, Vector
 from tests.storage.filled import Filled, clustered
 

@@ -10,6 +10,7 @@ from storage.build import build
 from storage.cleanup import delete_old_files
 from storage.errors import LeaseLost
 from storage.kinds import IndexSpec
+from storage.leases import finish_run, start_run
 from storage.publish import publish, withdraw
 from storage.reading import Rows, snapshot
 from storage.recall import (
@@ -22,7 +23,6 @@ from storage.recall import (
     record,
     series,
 )
-from storage.runs import finish_run, start_run
 from storage.spaces import drop_space
 from storage.tables import Generation, Recall
 from storage.vectors import VectorStore

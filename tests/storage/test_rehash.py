@@ -13,6 +13,7 @@ from storage import file_rows
 from storage import rehash as rehash_module
 from storage.errors import LeaseHeld, LeaseLost
 from storage.file_rows import GRACE_S, prune_root
+from storage.leases import finish_run, start_run
 from storage.pending import pending_counts
 from storage.rehash import (
     SLICES,
@@ -26,7 +27,7 @@ from storage.rehash import (
     settled_files,
 )
 from storage.roots import add_root, list_roots
-from storage.runs import claim, finish_run, start_run
+from storage.runs import claim
 from storage.scan import Signature
 from storage.tables import Failure, File, Run
 from tests.storage.job import OLD_NS, Job, digest_of, put

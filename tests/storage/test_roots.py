@@ -8,6 +8,7 @@ from storage.errors import LeaseHeld, ManifestError, RootError, RootUnavailable
 from storage.failures import list_failures
 from storage.files import scan_root
 from storage.guard import count_live, guard_losses, preflight
+from storage.leases import Lease, start_run
 from storage.roots import (
     RootInfo,
     add_root,
@@ -19,7 +20,7 @@ from storage.roots import (
     remove_root,
     resolve_root,
 )
-from storage.runs import Lease, claim, release, start_run
+from storage.runs import claim, release
 from storage.spaces import SpaceInfo
 from tests.storage.job import Job, dump, put, rows_of, states
 

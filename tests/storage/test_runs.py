@@ -10,26 +10,25 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Row, event, select, text, update
 
-from storage import runs
 from storage.catalog import Catalog
 from storage.errors import CatalogError, LeaseHeld, LeaseLost
 from storage.home import Home
-from storage.owner import Owner, is_gone, this_process
-from storage.runs import (
-    Heartbeat,
+from storage.leases import (
+    LEASE_S,
+    RENEW_S,
     Lease,
     RunState,
     ask_to_stop,
     check_lease,
-    claim,
     end_runs_of,
     finish_run,
     reap,
-    release,
     renew,
     run_state,
     start_run,
 )
+from storage.owner import Owner, is_gone, this_process
+from storage.runs import Heartbeat, claim, release
 from storage.spaces import SpaceInfo
 from storage.tables import Claim, Run
 
@@ -37,7 +36,8 @@ WORK = """
 import sys, time
 from storage.catalog import Catalog
 from storage.home import Home
-from storage.runs import claim, start_run
+from storage.leases import start_run
+from storage.runs import claim
 catalog = Catalog.open(Home(sys.argv[1], sys.argv[2] or None), write=True)
 lease = start_run(catalog, "index")
 claim(catalog, lease, "root", 1)
@@ -484,14 +484,14 @@ def test_a_heartbeat_outlives_a_catalog_that_does_not_answer(
             raise CatalogError("busy")
         renew(catalog, lease)
 
-    monkeypatch.setattr(runs, "renew", refuse_twice)
+    monkeypatch.setattr("storage.runs.renew", refuse_twice)
     _change(catalog, lease, expires_at=1.0)
     with Heartbeat(catalog, lease, every_s=0.01):
         _wait(lambda: _runs(catalog)[0].expires_at > 1.0)
 
 
 def test_the_heart_beats_often_enough() -> None:
-    assert 3 * runs.RENEW_S < runs.LEASE_S
+    assert 3 * RENEW_S < LEASE_S
 
 
 def test_a_claim_in_a_space_does_not_bar_the_space_itself(

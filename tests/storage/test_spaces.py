@@ -12,7 +12,8 @@ from sqlalchemy import func, insert, select
 
 from storage.catalog import Catalog
 from storage.errors import LeaseHeld, LeaseLost, SpaceError
-from storage.runs import Lease, claim, finish_run, start_run, work_in
+from storage.leases import Lease, finish_run, start_run
+from storage.runs import claim, work_in
 from storage.spaces import (
     SpaceInfo,
     drop_space,
