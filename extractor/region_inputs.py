@@ -9,7 +9,7 @@ a level of 255.
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _MOST_BYTES: Final = 2**30  # of pictures being decoded and scaled at once
 _WHOLE_PIXELS: Final = 16_000_000  # more are scaled channel by channel
 _BYTES_A_PIXEL: Final = {True: 31, False: 16}  # Pillow's, its copy, floats and torch's copy of them
+_ROOM: Final = Room(_MOST_BYTES)  # one for all that read in this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Prepared:
         The source's.
     digest
         SHA-256 of the file's bytes, or of an array's shape and pixels; None where unread.
+    mtime_ns
+        When the file was last changed, by its own word; None for an array and where unread.
     pixels
         Shape (3, h, w), float32, normalised and resized; None on failure, or where unwanted.
     size
@@ -49,6 +52,7 @@ class Prepared:
 
     key: int
     digest: bytes | None
+    mtime_ns: int | None = None
     pixels: "torch.Tensor | None" = None
     size: tuple[int, int] = (0, 0)
     failure: Failure | None = None
@@ -93,19 +97,19 @@ class _Reader:
     def __init__(self, transform: Any, wants: Callable[[int, bytes], bool]) -> None:
         self._transform = transform
         self._wants = wants
-        self._room = Room(_MOST_BYTES)
 
     def read(self, source: "Source", stopped: Callable[[], bool]) -> Prepared:
-        digest = None
+        prepared = Prepared(source.key, None)
         try:
             if source.picture is not None:
                 return self._from_array(source.key, source.picture())
             with opened(source.path, decode.DEFAULT.size_bytes) as file:
                 data = file.read()
             digest = hashlib.sha256(data).digest()
+            prepared = Prepared(source.key, digest, file.sig[1])
             if not self._wants(source.key, digest):
-                return Prepared(source.key, digest)
-            return self._from_bytes(source.key, data, digest, stopped)
+                return prepared
+            return self._from_bytes(prepared, data, stopped)
         except Stopped:
             raise
         except Unread as error:
@@ -116,24 +120,23 @@ class _Reader:
             failure = Failure("decode", "memory", "not enough memory to scale it", transient=True)
         except Exception as error:  # noqa: BLE001 - a bad picture must not end the run
             failure = Failure("decode", "error", repr(error)[:300], transient=False)
-        return Prepared(source.key, digest, failure=failure)
+        return replace(prepared, failure=failure)
 
-    def _from_bytes(
-        self, key: int, data: bytes, digest: bytes, stopped: Callable[[], bool]
-    ) -> Prepared:
+    def _from_bytes(self, prepared: Prepared, data: bytes, stopped: Callable[[], bool]) -> Prepared:
         image = decode.open_header(data)
         n = image.width * image.height
-        with self._room.hold(n * _BYTES_A_PIXEL[n <= _WHOLE_PIXELS], stopped):
+        with _ROOM.hold(n * _BYTES_A_PIXEL[n <= _WHOLE_PIXELS], stopped):
             picture = decode.render(image)
-            return Prepared(key, digest, self._scaled(np.array(picture)), picture.size)
+            return replace(prepared, pixels=self._scaled(np.array(picture)), size=picture.size)
 
     def _from_array(self, key: int, picture: NDArray[np.uint8]) -> Prepared:
         digest = hashlib.sha256(repr(picture.shape).encode())
         digest.update(np.ascontiguousarray(picture).data)
+        prepared = Prepared(key, digest.digest())
         if not self._wants(key, digest.digest()):
-            return Prepared(key, digest.digest())
+            return prepared
         size = (picture.shape[1], picture.shape[0])
-        return Prepared(key, digest.digest(), self._scaled(picture), size)
+        return replace(prepared, pixels=self._scaled(picture), size=size)
 
     def _scaled(self, picture: NDArray[np.uint8]) -> "torch.Tensor":
         """Return (3, h, w) of a picture (H, W, 3)."""

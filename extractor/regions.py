@@ -6,11 +6,12 @@ gives the same to the last bit.
 """
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from extractor.device import choose_device, first_line, is_memory
 from extractor.loader import Source
 from extractor.reading import Failure
 from extractor.region_inputs import Prepared, prepare
+
+_Result = TypeVar("_Result")
 
 _GPU_BATCH: Final = 8
 _WAITING: Final = 4  # batches' worth of pictures that wait for others of their size
@@ -55,10 +58,14 @@ class Regions:
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """What became of one source: regions, a failure, or neither where it was not wanted."""
+    """What became of one source: regions, a failure, or neither where it was not wanted.
+
+    The other attributes are those of `Prepared`.
+    """
 
     key: int
     digest: bytes | None
+    mtime_ns: int | None
     regions: Regions | None
     failure: Failure | None
 
@@ -107,10 +114,10 @@ class RegionEngine:
             "batch_size": self.batch_size,
         }
 
-    def padded(self, pixels: torch.Tensor) -> tuple[int, int]:
+    def padded(self, prepared: Prepared) -> tuple[int, int]:
         """Return height and width of a scaled picture with its padding."""
         step = int(self.transform.size_divisible)
-        height, width = pixels.shape[-2:]
+        height, width = (0, 0) if prepared.pixels is None else prepared.pixels.shape[-2:]
         return -(-height // step) * step, -(-width // step) * step
 
     def run(self, pictures: Sequence[Prepared]) -> list[Regions | Failure]:
@@ -150,7 +157,7 @@ class RegionEngine:
 
     def _probe(self, trouble: Exception) -> None:
         """Raise ``trouble`` if a plain picture fails too: then the picture is not at fault."""
-        plain = Prepared(0, None, torch.zeros(3, _PROBE, _PROBE), (_PROBE, _PROBE))
+        plain = Prepared(0, None, None, torch.zeros(3, _PROBE, _PROBE), (_PROBE, _PROBE))
         try:
             self.detect([plain])
         except Exception:  # noqa: BLE001 - whatever it is, the first trouble says more
@@ -202,13 +209,15 @@ class RegionEngine:
         pool(maps, [box], [(_PROBE, _PROBE)])
 
 
-def detect(
+def detect(  # noqa: PLR0913 - each is one plain thing of the caller's
     sources: Iterable[Source],
     *,
-    engine: RegionEngine,
+    transform: Any,
+    engine: Callable[[], RegionEngine],
     wants: Callable[[int, bytes], bool] = lambda _key, _digest: True,
     workers: int = 2,
     stop: threading.Event | None = None,
+    spent: Callable[[str, float], None] = lambda _stage, _seconds: None,
 ) -> Iterator[Detected]:
     """Find the regions of many pictures, read on threads meanwhile.
 
@@ -216,8 +225,10 @@ def detect(
     ----------
     sources
         The pictures; iterated as they are needed.
+    transform
+        The detector's ``GeneralizedRCNNTransform``.
     engine
-        The detector on its device.
+        Returns the detector on its device.  Called on the first picture that is wanted, or never.
     wants
         Told a source's key and the digest of its content, says whether it is to be done.  Called
         from the threads.
@@ -225,6 +236,8 @@ def detect(
         Number of threads that read, decode and scale.
     stop
         When set, the batch that runs is finished, and what is left is not yielded.
+    spent
+        Told seconds by stage: ``wait`` for the threads, ``model`` for the engine, ``forward``.
 
     Yields
     ------
@@ -233,47 +246,60 @@ def detect(
         batch size is 1.
     """
     stop = stop or threading.Event()
-    waiting = _Waiting(engine)
-    loading = prepare(
-        sources, transform=engine.transform, wants=wants, workers=max(1, workers), stop=stop
-    )
+    waiting: _Waiting | None = None
+    loading = prepare(sources, transform=transform, wants=wants, workers=max(1, workers), stop=stop)
     with closing(cast("Generator[Prepared]", loading)):
-        for prepared in loading:
+        while prepared := _timed(spent, "wait", lambda: next(loading, None)):
             if prepared.pixels is None:
-                yield Detected(prepared.key, prepared.digest, None, prepared.failure)
+                yield _without(prepared, prepared.failure)
             else:
-                yield from _done(engine, waiting.add(prepared))
+                waiting = waiting or _Waiting(_timed(spent, "model", engine), spent)
+                yield from waiting.taken(prepared)
             if stop.is_set():
                 return
-    while not stop.is_set() and (batch := waiting.largest()):
-        yield from _done(engine, batch)
+    while waiting is not None and not stop.is_set() and (batch := waiting.largest()):
+        yield from waiting.done(batch)
 
 
-def _done(engine: RegionEngine, batch: Sequence[Prepared]) -> Iterator[Detected]:
-    for prepared, result in zip(batch, engine.run(batch), strict=True):
-        if isinstance(result, Failure):
-            yield Detected(prepared.key, prepared.digest, None, result)
-        else:
-            yield Detected(prepared.key, prepared.digest, result, None)
+def _timed(spent: Callable[[str, float], None], stage: str, do: Callable[[], _Result]) -> _Result:
+    started = time.perf_counter()
+    try:
+        return do()
+    finally:
+        spent(stage, time.perf_counter() - started)
+
+
+def _without(prepared: Prepared, failure: Failure | None) -> Detected:
+    return Detected(prepared.key, prepared.digest, prepared.mtime_ns, None, failure)
 
 
 class _Waiting:
     """Pictures that wait until there are enough of their padded size for a batch."""
 
-    def __init__(self, engine: RegionEngine) -> None:
+    def __init__(self, engine: RegionEngine, spent: Callable[[str, float], None]) -> None:
         self._engine = engine
+        self._spent = spent
         self._groups: dict[tuple[int, int], list[Prepared]] = defaultdict(list)
         self._n = 0
 
-    def add(self, prepared: Prepared) -> list[Prepared]:
-        """Take a picture; return a batch that is full, or the largest where too many wait."""
-        assert prepared.pixels is not None  # noqa: S101 - for the type checker
-        size = self._engine.padded(prepared.pixels)
+    def taken(self, prepared: Prepared) -> Iterator[Detected]:
+        """Take a picture; do a batch that is full, or the largest where too many wait."""
+        size = self._engine.padded(prepared)
         self._groups[size].append(prepared)
         self._n += 1
         if len(self._groups[size]) >= self._engine.batch_size:
-            return self._take(size)
-        return self.largest() if self._n >= _WAITING * self._engine.batch_size else []
+            yield from self.done(self._take(size))
+        elif self._n >= _WAITING * self._engine.batch_size:
+            yield from self.done(self.largest())
+
+    def done(self, batch: Sequence[Prepared]) -> Iterator[Detected]:
+        """Run a batch."""
+        results = _timed(self._spent, "forward", lambda: self._engine.run(batch))
+        for one, result in zip(batch, results, strict=True):
+            if isinstance(result, Failure):
+                yield _without(one, result)
+            else:
+                yield Detected(one.key, one.digest, one.mtime_ns, result, None)
 
     def largest(self) -> list[Prepared]:
         """Return the largest group that waits, empty where none does."""

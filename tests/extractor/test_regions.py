@@ -1,7 +1,9 @@
 import io
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,12 @@ from PIL import Image
 from torchvision.ops import batched_nms, roi_align
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from extractor import regions
 from extractor.decode import decode
 from extractor.loader import Source
 from extractor.reading import Failure
 from extractor.region_inputs import Prepared, prepare
-from extractor.regions import Detected, RegionEngine, Regions, detect
+from extractor.regions import Detected, RegionEngine, Regions
 from tests.extractor.detectors import photo, plain_network, plain_regions, small_detector
 from tests.extractor.pictures import saved, with_orientation
 
@@ -25,6 +28,10 @@ SIZES = ((120, 90), (90, 120), (200, 60), (64, 64), (121, 90))
 @pytest.fixture(scope="module")
 def engine() -> RegionEngine:
     return RegionEngine(small_detector(), "cpu")
+
+
+def detect(sources: list[Source], *, engine: RegionEngine, **other: Any) -> Iterator[Detected]:
+    return regions.detect(sources, transform=engine.transform, engine=lambda: engine, **other)
 
 
 def written(folder: Path, pictures: dict[str, bytes]) -> list[Source]:
@@ -332,14 +339,14 @@ def test_a_network_that_always_fails_is_no_picture_s_fault() -> None:
     detector = small_detector()
     engine = RegionEngine(detector, "cpu")
     detector.network.backbone = Fussy(detector.network.backbone, most=0)
-    short = engine.run([Prepared(0, None, torch.zeros(3, 96, 96), (96, 96))])
+    short = engine.run([Prepared(0, None, None, torch.zeros(3, 96, 96), (96, 96))])
     assert isinstance(short[0], Failure)
     assert short[0].transient
     detector.network.backbone.most = 9
     bright = torch.full((3, 256, 256), 2.0)
     detector.network.rpn = None
     with pytest.raises(TypeError):
-        engine.run([Prepared(0, None, bright * 0, (256, 256))])
+        engine.run([Prepared(0, None, None, bright * 0, (256, 256))])
 
 
 class Broken(torch.nn.Module):
@@ -378,8 +385,9 @@ def test_a_large_picture_takes_bounded_memory(tmp_path: Path) -> None:
     code = f"""
 import resource
 from extractor.loader import Source
-from extractor.regions import RegionEngine, detect
+from extractor.regions import RegionEngine
 from tests.extractor.detectors import small_detector
+from tests.extractor.test_regions import detect
 engine = RegionEngine(small_detector(), "cpu")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 sources = [Source(i, {os.fsencode(tmp_path / "large.png")!r}) for i in range(3)]

@@ -1,0 +1,202 @@
+"""Regions into a folder with a file for each image, which is its own record of what is finished.
+
+Any number of processes may write to one folder, as the parts of a source do.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from flows.batch.failing import HEADER, SUFFIX, Failed
+from flows.batch.finding import Finder, arrays_of, items_of
+from flows.batch.flight import in_flight
+from flows.batch.pieces import Piece
+from flows.batch.working import BatchJob
+from flows.errors import FlowError
+from flows.job.steps import MOST_SLOTS
+from storage.region_files import BadName, FailureList, Header, RegionFolder
+from storage.roots import display
+from storage.sources.items import Item, Unreadable
+from storage.sources.opening import Source
+
+if TYPE_CHECKING:
+    from extractor.detectors import Detector
+    from extractor.regions import Detected
+
+PIECE = 64
+"""Images that are worked on together; each is finished for itself."""
+SAY_EVERY = 1000
+
+
+@dataclass
+class Filled:
+    """What a piece has come to."""
+
+    done: int = 0
+    kept: int = 0
+    regions: int = 0
+    failed: dict[int, Failed] = field(default_factory=dict)
+    """By the item's number in the piece."""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def fill(job: BatchJob, source: Source, detector: "Detector") -> None:
+    """Find the regions of all images that the folder lacks, and write each when it is found.
+
+    Raises
+    ------
+    FlowError
+        The source has no images.
+    WorkMismatch
+        The folder holds regions that were made otherwise.
+    ExportError, DiskFull
+        The folder can't be written.
+    Stopped
+        The run was asked to stop; everything finished is kept.
+    """
+    from extractor.device import devices
+
+    batch, report = job.options, job.report
+    spec = detector.spec
+    anew = batch.overwrite or batch.restart
+    folder = RegionFolder(batch.out, spec.to_json(), detector.class_names, overwrite=anew)
+    finder = Finder(source, detector, batch, job.ending)
+    filler = _Filler(job, folder, finder, spec.fingerprint)
+    job.progress.pending(_count(job, source))
+    slots = min(len(devices(batch.device)), MOST_SLOTS)
+    pieces = _pieces(source.items(batch.shard), batch.chunk_size or PIECE)
+    path = _failures_path(job)
+    with closing(folder), FailureList(path, HEADER) as failures:
+        with closing(in_flight(filler, pieces, slots, job.ending)) as results:
+            for filled, _ in results:
+                _tell(report, filled)
+                for _, failed in sorted(filled.failed.items()):
+                    failures.add(failed.line())
+        job.check()
+    report.written = report.extracted + report.kept
+    if failures.n:
+        report.failures_file = display(os.fsencode(path))
+
+
+def _tell(report: Any, filled: Filled) -> None:
+    report.extracted += filled.done
+    report.kept += filled.kept
+    report.regions += filled.regions
+    report.add_seconds(filled.seconds)
+    report.add_failures([failed.failure_class for failed in filled.failed.values()])
+
+
+class _Filler:
+    """Does a piece, image by image; any thread may call."""
+
+    def __init__(
+        self, job: BatchJob, folder: RegionFolder, finder: Finder, fingerprint: str
+    ) -> None:
+        self._job = job
+        self._folder = folder
+        self._finder = finder
+        self._fingerprint = fingerprint
+
+    def __call__(self, piece: Piece) -> Filled:
+        filled = Filled()
+        items = items_of(piece)
+        for i, item in enumerate(piece.items):
+            if not isinstance(item, Item):
+                self._fail(filled, i, Failed.unseen(item))
+        known = self._known(items)
+        for i in [i for i, header in known.items() if _unchanged(items[i], header)]:
+            del items[i]
+            self._keep(filled)
+
+        def wants(key: int, digest: bytes) -> bool:
+            return key not in known or known[key].digest != digest
+
+        def take(one: "Detected") -> None:
+            self._take(filled, one, items[one.key])
+
+        filled.seconds = self._finder.found(items, wants, take)
+        return filled
+
+    def _known(self, items: dict[int, Item]) -> dict[int, Header]:
+        """Return what is there and was made in the same way."""
+        if self._job.options.restart:
+            return {}
+        headers = {i: self._folder.header(item.id) for i, item in items.items()}
+        return {
+            i: header
+            for i, header in headers.items()
+            if header is not None
+            and header.id == items[i].id
+            and header.fingerprint == self._fingerprint
+        }
+
+    def _take(self, filled: Filled, one: "Detected", item: Item) -> None:
+        if one.failure is not None:
+            self._fail(filled, one.key, Failed.of(item, one.failure))
+        elif one.regions is None:
+            self._folder.touch(item.id, one.mtime_ns or 0)
+            self._keep(filled)
+        else:
+            header = Header(item.id, one.digest or b"", self._fingerprint, one.mtime_ns or 0)
+            try:
+                self._folder.write(header, arrays_of(one.regions))
+            except BadName as error:
+                names = (os.fsdecode(item.id), os.fsdecode(item.path))
+                self._fail(filled, one.key, Failed(*names, "write", "name", str(error)))
+                return
+            filled.done += 1
+            filled.regions += len(one.regions.scores)
+            self._job.progress.advance(1)
+
+    def _keep(self, filled: Filled) -> None:
+        filled.kept += 1
+        self._job.progress.advance(1)
+
+    def _fail(self, filled: Filled, i: int, failed: Failed) -> None:
+        filled.failed[i] = failed
+        self._job.progress.advance(1, 1)
+
+
+def _unchanged(item: Item, header: Header) -> bool:
+    """Say whether a file has the modification time that it had when its regions were found."""
+    if item.row is not None:
+        return False
+    try:
+        return os.stat(item.path).st_mtime_ns == header.mtime_ns
+    except OSError:
+        return False
+
+
+def _pieces(items: Iterable[Item | Unreadable], size: int) -> Iterator[Piece]:
+    left = iter(items)
+    start = 0
+    while some := tuple(islice(left, size)):
+        yield Piece(start, some)
+        start += len(some)
+
+
+def _failures_path(job: BatchJob) -> str:
+    """Return where the failures are listed; parts of a source have lists of their own."""
+    batch = job.options
+    part = "" if batch.shard is None else f".{batch.shard.index}-of-{batch.shard.count}"
+    return f"{os.path.abspath(batch.out)}{part}{SUFFIX}"
+
+
+def _count(job: BatchJob, source: Source) -> int:
+    """Return how many items there are, looked through where the source does not know."""
+    shard, said = job.options.shard, source.description
+    hint = source.count_hint() if shard is None else None
+    n = hint or 0
+    if hint is None:
+        with job.spent("scan"):
+            for n, _ in enumerate(source.items(shard), 1):
+                if n % SAY_EVERY == 0:
+                    job.check()
+                    job.progress.scanning(said, n)
+            job.progress.scanned(said, n)
+    if not n and shard is None:
+        raise FlowError(f"{said}: no images are there")
+    return n

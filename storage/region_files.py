@@ -1,0 +1,263 @@
+"""Regions of images as a folder with one npz for each, and as the rows of one Parquet file.
+
+::
+
+    OUT/
+        regions.json        how the regions were made, and the names of the classes
+        a/b.jpg.npz         those of the image with the id a/b.jpg
+
+An npz holds ``features`` (n, D) float32, ``boxes`` (n, 4) float32, ``classes`` (n,) int64,
+``scores`` (n,) float32, ``image_size`` (width, height) int64, and as text ``id``, ``digest``
+(SHA-256 of the image's content) and ``fingerprint`` (of how they were made).  Its bytes depend on
+nothing else; its modification time is that of the image, by which a later run sees without reading
+it that the image is still the same.
+"""
+
+import errno
+import io
+import json
+import os
+import uuid
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.errors import WorkMismatch
+from storage.exports.errors import ExportError, plain_errors, shown
+from storage.home import fsync_dir, write_all
+from storage.work_plan import differences
+
+FORMAT: Final = 1
+PLAN: Final = "regions.json"
+_MAKING: Final = b".lookalike-tmp"
+_NAME_TROUBLES: Final = (
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EILSEQ,
+    errno.EINVAL,
+)
+
+Array = npt.NDArray[Any]
+
+
+class BadName(Exception):
+    """An image's regions can't lie under its id.  One image's trouble; the run goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an npz says of itself.
+
+    Attributes
+    ----------
+    digest
+        SHA-256 of the image's content.
+    mtime_ns
+        When the image was last changed.
+    """
+
+    id: bytes
+    digest: bytes
+    fingerprint: str
+    mtime_ns: int
+
+
+class RegionFolder:
+    """The folder of one output; several processes may write to it at once.
+
+    Parameters
+    ----------
+    out
+        The folder; made where it is not there.
+    recipe
+        Plain values that say how regions are made.
+    class_names
+        Names of the classes, by number.
+    overwrite
+        Accept that the folder holds regions that were made otherwise.
+
+    Raises
+    ------
+    WorkMismatch
+        It does, and that is not accepted.
+    ExportError, DiskFull
+        The folder can't be made or written.
+    """
+
+    def __init__(
+        self,
+        out: str,
+        recipe: Mapping[str, Any],
+        class_names: tuple[str, ...] = (),
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = os.path.abspath(out)
+        self._place = os.fsencode(self.path)
+        self._making = os.path.join(self._place, _MAKING)
+        plan = {"format": FORMAT, "recipe": dict(recipe), "class_names": list(class_names)}
+        plan = json.loads(json.dumps(plan))
+        with plain_errors(self.path):
+            os.makedirs(self._place, exist_ok=True)
+            before = self._plan()
+            if before != plan:
+                if before is not None and not overwrite:
+                    raise WorkMismatch(self._mismatch(before, plan))
+                text = json.dumps(plan, indent=1, ensure_ascii=False) + "\n"
+                self._write(os.path.join(self._place, PLAN.encode()), text.encode())
+
+    def header(self, id: bytes) -> Header | None:
+        """Return what is there of an image; None where nothing is, or it is not whole."""
+        path = self._path(id)
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                values = [str(arrays[name]) for name in ("id", "digest", "fingerprint")]
+                mtime_ns = os.fstat(file.fileno()).st_mtime_ns
+            return Header(os.fsencode(values[0]), bytes.fromhex(values[1]), values[2], mtime_ns)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def write(self, header: Header, arrays: Mapping[str, Array]) -> None:
+        """Write the regions of an image; they appear complete and synced, or not at all.
+
+        Raises
+        ------
+        BadName
+            The id is no name for a file here, or another image's regions lie there.
+        DiskFull, ExportError
+            The file system refuses.
+        """
+        path = self._path(header.id)
+        before = self.header(header.id)
+        if before is not None and before.id != header.id:
+            other = before.id.decode("utf-8", "backslashreplace")
+            raise BadName(f"its regions would lie where those of {other} are")
+        said = {
+            "id": os.fsdecode(header.id),
+            "digest": header.digest.hex(),
+            "fingerprint": header.fingerprint,
+        }
+        data = io.BytesIO()
+        texts = {name: np.array(text) for name, text in said.items()}
+        np.savez(data, allow_pickle=False, **dict(arrays), **texts)
+        with plain_errors(os.fsdecode(path)):
+            try:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                self._write(path, data.getbuffer(), header.mtime_ns)
+            except OSError as error:
+                if error.errno in _NAME_TROUBLES:
+                    reason = error.strerror or str(error)
+                    raise BadName(f"its id is no name for a file: {reason}") from error
+                raise
+
+    def touch(self, id: bytes, mtime_ns: int) -> None:
+        """Note that an image was changed at that time, but not its content."""
+        with suppress(OSError):
+            os.utime(self._path(id), ns=(mtime_ns, mtime_ns))
+
+    def close(self) -> None:
+        """Remove the folder of unfinished files, unless another process has some there."""
+        with suppress(OSError):
+            os.rmdir(self._making)
+
+    def _path(self, id: bytes) -> bytes:
+        """Return where an image's regions lie: never outside of the folder."""
+        parts = [part for part in id.split(b"/") if part not in (b"", b".")]
+        inside = [b"__" if part == b".." else part.replace(b"\0", b"_") for part in parts]
+        return os.path.join(self._place, *inside) + b".npz"
+
+    def _write(self, path: bytes, data: Any, mtime_ns: int | None = None) -> None:
+        temporary = os.path.join(self._making, uuid.uuid4().hex.encode())
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        os.makedirs(self._making, exist_ok=True)
+        try:
+            fd = os.open(temporary, flags, 0o666)
+            try:
+                write_all(fd, data)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            if mtime_ns is not None:
+                os.utime(temporary, ns=(mtime_ns, mtime_ns))
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def _plan(self) -> dict[str, Any] | None:
+        path = os.path.join(self.path, PLAN)
+        try:
+            with open(path, "rb") as file:
+                plan = json.loads(file.read())
+            if plan["format"] == FORMAT:
+                found: dict[str, Any] = plan
+                return found
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise ExportError(f"{shown(path)} is none of ours, or of another version: name another OUT")
+
+    def _mismatch(self, before: dict[str, Any], now: dict[str, Any]) -> str:
+        names = ("recipe", "class_names")
+        wrong = [line for name in names for line in differences(before[name], now[name], name)]
+        first = "; ".join(line.removeprefix("recipe.") for line in wrong[:2])
+        return (
+            f"{shown(self.path)} holds regions that were made otherwise: {first}. "
+            "Name another OUT, or --overwrite to make them anew"
+        )
+
+
+class FailureList:
+    """A list of failures beside an output, in constant memory; a context manager.
+
+    On a clean exit it stands under ``path``, or no list does where nothing failed.
+    """
+
+    def __init__(self, path: str, header: bytes) -> None:
+        self.path = path
+        self.n = 0
+        self._making = f"{path}.tmp"
+        self._header = header
+
+    def __enter__(self) -> Self:
+        with plain_errors(self.path):
+            self._file = open(self._making, "wb")
+            self._file.write(self._header)
+        return self
+
+    def add(self, line: bytes) -> None:
+        """Append a line."""
+        with plain_errors(self.path):
+            self._file.write(line)
+        self.n += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            with suppress(OSError):
+                self._file.close()
+            with suppress(OSError):
+                os.unlink(self._making)
+            return
+        with plain_errors(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._making, self.path)
+            if not self.n:
+                os.unlink(self.path)
+            fsync_dir(os.path.dirname(self.path))

@@ -1,0 +1,347 @@
+"""``lookalike regions``: from a source to the regions of its images."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars
+import pytest
+from PIL import Image
+
+from extractor.errors import WeightsError
+from extractor.regions import RegionEngine
+from flows.batch.detector_options import read_config, regions_options
+from flows.batch.region_told import RegionsReport
+from flows.batch.regions import regions_to
+from flows.errors import FlowError, SettingsError
+from flows.job.progress import Progress
+from storage.errors import WorkMismatch
+from storage.exports.errors import ExportError
+from tests.extractor.detectors import ASKED, CLASSES, photo, small_detector, write_weights
+from tests.extractor.test_regions import detect, written
+
+NAMES = ["class", "cat", "dog", "cow"]
+CONFIG = f"""
+model: {ASKED["model"]}
+weights: seeing.pth
+num_classes: {CLASSES}
+class_names: [{", ".join(NAMES)}]
+min_score: {ASKED["min_score"]}
+num_boxes: {ASKED["num_boxes"]}
+min_size: {ASKED["options"]["min_size"]}
+max_size: {ASKED["options"]["max_size"]}
+rpn_pre_nms_top_n_test: {ASKED["options"]["rpn_pre_nms_top_n_test"]}
+"""
+Files = dict[str, bytes]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """Return the path of a file that says which detector, its weights beside it."""
+    write_weights(tmp_path / "seeing.pth")
+    (tmp_path / "detector.yaml").write_text(CONFIG)
+    return str(tmp_path / "detector.yaml")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Pictures in two folders, some of one name, and one that is broken."""
+    folder = tmp_path / "photos"
+    for i in range(10):
+        path = folder / "ab"[i % 2] / f"{i // 2}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(i, ((120, 90), (90, 120), (64, 64))[i % 3]).save(path)
+    whole = (folder / "a" / "0.png").read_bytes()
+    (folder / "b" / "broken.png").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def run(source: Path, out: Path, config: str, **other: Any) -> RegionsReport:
+    asked = {"source": str(source), "out": str(out), "config_file": config, "device": "cpu"}
+    return regions_to(regions_options({**asked, "workers": 2, **other}), Progress("silent"))
+
+
+def files(folder: Path) -> Files:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_folder_mirrors_the_source(tmp_path: Path, photos: Path, config: str) -> None:
+    report = run(photos, tmp_path / "out", config)
+    assert (report.extracted, report.written, report.failed) == (10, 10, 1)
+    assert report.exit_code() == 3
+    there = files(tmp_path / "out")
+    names = [f"{folder}/{i}.png.npz" for folder in "ab" for i in range(5)]
+    assert sorted(there) == [*names, "regions.json"]
+    plan = json.loads(there["regions.json"])
+    assert plan["class_names"] == NAMES
+    assert plan["recipe"]["num_boxes"] == ASKED["num_boxes"]
+    engine = RegionEngine(small_detector(), "cpu")
+    regions = 0
+    for i in range(10):
+        name = f"{'ab'[i % 2]}/{i // 2}.png"
+        (one,) = detect(written(tmp_path, {"x.png": (photos / name).read_bytes()}), engine=engine)
+        assert one.regions is not None
+        with np.load(tmp_path / "out" / f"{name}.npz", allow_pickle=False) as arrays:
+            for of in ("features", "boxes", "classes", "scores"):
+                np.testing.assert_array_equal(arrays[of], getattr(one.regions, of))
+                assert arrays[of].dtype == getattr(one.regions, of).dtype
+            assert tuple(arrays["image_size"]) == one.regions.image_size
+            assert str(arrays["id"]) == name
+        regions += len(one.regions.scores)
+    assert report.regions == regions > 30
+    lines = (tmp_path / "out.failures.tsv").read_text().splitlines()
+    assert lines[0] == "id\tpath\tstage\tclass\tmessage"
+    assert [line.split("\t")[:4] for line in lines[1:]] == [
+        ["b/broken.png", str(photos / "b" / "broken.png"), "decode", "truncated"]
+    ]
+
+
+def test_four_shards_are_one_run(tmp_path: Path, photos: Path, config: str) -> None:
+    whole = run(photos, tmp_path / "whole", config)
+    parts = [run(photos, tmp_path / "parts", config, shard=f"{i}/4") for i in range(1, 5)]
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert sum(part.extracted for part in parts) == whole.extracted
+    assert sum(part.failed for part in parts) == whole.failed == 1
+    lists = sorted(path.name for path in tmp_path.glob("parts*.failures.tsv"))
+    assert len(lists) == 1
+    assert (tmp_path / lists[0]).read_bytes() == (tmp_path / "whole.failures.tsv").read_bytes()
+
+
+def test_a_second_run_does_only_what_is_new_or_has_changed(
+    tmp_path: Path, photos: Path, config: str
+) -> None:
+    out = tmp_path / "out"
+    run(photos, out, config)
+    before = files(out)
+    stamps = {path: path.stat().st_ctime_ns for path in out.rglob("*.npz")}
+    (photos / "b" / "broken.png").unlink()
+    again = run(photos, out, config)
+    assert (again.extracted, again.kept, again.exit_code()) == (0, 10, 0)
+    assert {path: path.stat().st_ctime_ns for path in out.rglob("*.npz")} == stamps
+    assert not (tmp_path / "out.failures.tsv").exists()
+    os.utime(photos / "a" / "1.png")  # touched, and the same
+    photo(77, (80, 80)).save(photos / "a" / "2.png")
+    photo(78, (80, 80)).save(photos / "new.png")
+    (out / "b" / "3.png.npz").write_bytes(before["b/3.png.npz"][:-20])  # not whole
+    third = run(photos, out, config)
+    assert (third.extracted, third.kept) == (3, 8)
+    after = files(out)
+    assert after["b/3.png.npz"] == before["b/3.png.npz"]
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {"a/2.png.npz", "new.png.npz"}
+    assert run(photos, out, config).kept == 11
+
+
+def test_regions_made_otherwise_are_not_mixed(tmp_path: Path, photos: Path, config: str) -> None:
+    out = tmp_path / "out"
+    run(photos, out, config)
+    with pytest.raises(WorkMismatch, match=r"min_score was 0.2, is 0.5.*--overwrite"):
+        run(photos, out, config, min_score=0.5)
+    assert run(photos, out, config, min_score=0.5, overwrite=True).extracted == 10
+    assert run(photos, out, config, min_score=0.5).kept == 10
+    assert run(photos, out, config, min_score=0.5, restart=True).extracted == 10
+
+
+def test_one_parquet_file(tmp_path: Path, photos: Path, config: str) -> None:
+    run(photos, tmp_path / "folder", config)
+    report = run(photos, tmp_path / "out.parquet", config, chunk_size=3)
+    assert (report.written, report.failed) == (10, 1)
+    table = polars.read_parquet(tmp_path / "out.parquet")
+    assert table["id"].to_list() == [f"{folder}/{i}.png" for folder in "ab" for i in range(5)]
+    assert set(table["label"]) == {"a", "b"}
+    for row in table.iter_rows(named=True):
+        assert row["path"] == str(photos / row["id"])
+        with np.load(tmp_path / "folder" / f"{row['id']}.npz") as arrays:
+            for name in ("features", "boxes", "classes", "scores"):
+                np.testing.assert_array_equal(np.array(row[name]), arrays[name])
+            assert (row["width"], row["height"]) == tuple(arrays["image_size"])
+    assert report.regions == sum(map(len, table["scores"]))
+    assert b"b/broken.png" in (tmp_path / "out.parquet.failures.tsv").read_bytes()
+    assert not (tmp_path / "out.parquet.partial").exists()
+    with pytest.raises(ExportError, match="--overwrite"):
+        run(photos, tmp_path / "out.parquet", config)
+
+
+def test_a_parquet_file_of_images_without_regions(
+    tmp_path: Path, photos: Path, config: str
+) -> None:
+    run(photos, tmp_path / "out.parquet", config, min_score=1.0)
+    table = polars.read_parquet(tmp_path / "out.parquet")
+    assert len(table) == 10
+    assert all(len(boxes) == 0 for boxes in table["boxes"])
+
+
+def test_rows_of_an_array(tmp_path: Path, config: str) -> None:
+    pictures = np.stack([np.asarray(photo(i, (90, 60))) for i in range(4)])
+    np.save(tmp_path / "pictures.npy", pictures)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    run(tmp_path / "pictures.npy", tmp_path / "rows", config)
+    run(folder, tmp_path / "files", config)
+    for row, file in zip(
+        sorted((tmp_path / "rows").rglob("*.npz")),
+        sorted((tmp_path / "files").rglob("*.npz")),
+        strict=True,
+    ):
+        with np.load(row) as one, np.load(file) as other:
+            np.testing.assert_array_equal(one["features"], other["features"])
+    assert run(tmp_path / "pictures.npy", tmp_path / "rows", config).kept == 4
+
+
+def test_ids_that_lead_outside_stay_inside(tmp_path: Path, photos: Path, config: str) -> None:
+    (tmp_path / "deep").mkdir()
+    photo_file = photos / "a" / "0.png"
+    ids = ["../up", "/abs/olute", "abs/olute", "x" * 300, "fine"]
+    lines = [f"{id}\t{photo_file}\n" for id in ids]
+    (tmp_path / "list.tsv").write_text("id\tpath\n" + "".join(lines))
+    out = tmp_path / "deep" / "out"
+    report = run(tmp_path / "list.tsv", out, config)
+    assert sorted(files(out)) == [
+        "__/up.npz",
+        "abs/olute.npz",
+        "fine.npz",
+        "regions.json",
+    ]
+    assert (report.extracted, report.failures) == (3, {"name": 2})
+    said = (tmp_path / "deep" / "out.failures.tsv").read_text()
+    assert "those of /abs/olute are" in said
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == [
+        "out",
+        "out.failures.tsv",
+    ]
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "flows.cli", "regions", *map(str, args), "--device", "cpu"]
+
+
+@pytest.mark.parametrize("name", ["out", "out.parquet"])
+def test_a_killed_run_goes_on(tmp_path: Path, photos: Path, config: str, name: str) -> None:
+    (photos / "b" / "broken.png").unlink()
+    for i in range(40):
+        photo(100 + i, (120, 90)).save(photos / f"{i}.png")
+    whole = tmp_path / "whole" / name
+    whole.parent.mkdir()
+    run(photos, whole, config)
+    out = tmp_path / name
+    args = command(photos, out, "--config-file", config, "--chunk-size", "4", "--workers", "1")
+    inside = out if name == "out" else tmp_path / "out.parquet.partial"
+    child = subprocess.Popen([*args, "-q"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    end = time.monotonic() + 120
+    while len(list(inside.rglob("*.npz"))) < 3 and time.monotonic() < end:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    done = len(list(inside.rglob("*.npz")))
+    assert 3 <= done < 50
+    finished = subprocess.run([*args, "--json"], capture_output=True, text=True, check=True)
+    report = json.loads(finished.stdout)
+    assert report["kept"] >= 3
+    assert report["kept"] + report["extracted"] == report["written"] == 50
+    if name == "out":
+        left = {name: data for name, data in files(out).items() if "lookalike-tmp" not in name}
+        assert left == files(whole)
+    else:
+        one, other = (polars.read_parquet(path) for path in (out, whole))
+        assert one.equals(other)
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, photos: Path, config: str) -> None:
+    for i in range(60):
+        photo(100 + i, (120, 90)).save(photos / f"{i}.png")
+    out = tmp_path / "out"
+    args = command(photos, out, "--config-file", config, "--workers", "1")
+    child = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while len(list(out.rglob("*.npz"))) < 3 and time.monotonic() < end:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGINT)
+    said, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors
+    assert said.startswith("Interrupted: ")
+    n = len(list(out.rglob("*.npz")))
+    assert 3 <= n < 70
+    assert run(photos, out, config).kept == n
+
+
+def test_the_array_job_of_slurm(tmp_path: Path, photos: Path, config: str) -> None:
+    """Its script as it stands, with places of the test's own, one job after the other."""
+    script = Path(__file__).parents[2] / "deployments" / "slurm" / "regions.sbatch"
+    text = script.read_text()
+    places = {
+        "source /shared/lookalike/venv/bin/activate": f"PATH={Path(sys.executable).parent}:$PATH",
+        "/shared/pictures /shared/regions": f"{photos} {tmp_path / 'parts'}",
+        "--model fasterrcnn_resnet50_fpn": f"--config-file {config} --device cpu",
+        "--min-score 0.05": f"--min-score {ASKED['min_score']}",
+        "--num-boxes 100": f"--num-boxes {ASKED['num_boxes']}",
+    }
+    for place, mine in places.items():
+        assert text.count(place) == 1, place
+        text = text.replace(place, mine)
+    for number in (1, 2):
+        array = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_TASK_COUNT": "2"}
+        of_job = {**os.environ, **array, "SLURM_CPUS_PER_TASK": "1"}
+        done = subprocess.run(["bash", "-c", text], env=of_job, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    run(photos, tmp_path / "whole", config)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("colour: red", "unknown key 'colour'; the known ones are model, weights,"),
+        ("nms: 2", "nms = 2: not a number from 0 to 1"),
+        ("min_size: big", "min_size = 'big': not a whole number from 1 on"),
+        ("class_names: cat", "class_names = 'cat': not a list"),
+        ("image_std: [1, 2, 0]", "not three numbers above 0"),
+        ("- a", "holds no keys"),
+        ("a: [", "no YAML"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "d.yaml").write_text(text)
+    with pytest.raises(SettingsError) as error:
+        read_config(str(tmp_path / "d.yaml"))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_toml_says_the_same(tmp_path: Path, config: str) -> None:
+    import yaml
+
+    lines = [f"{key} = {json.dumps(value)}" for key, value in yaml.safe_load(CONFIG).items()]
+    (tmp_path / "detector.toml").write_text("\n".join(lines))
+    assert read_config(str(tmp_path / "detector.toml")) == read_config(config)
+    with pytest.raises(SettingsError, match="No such file"):
+        read_config(str(tmp_path / "gone.toml"))
+
+
+def test_what_is_typed_wins_over_the_file(tmp_path: Path, config: str) -> None:
+    asked = {"source": "x", "out": "y", "config_file": config, "num_boxes": 5, "weights": "random"}
+    request = regions_options(asked).request
+    assert (request.num_boxes, request.weights, request.min_score) == (5, "random", 0.2)
+    assert request.options["max_size"] == 160
+
+
+def test_what_can_not_be_done(tmp_path: Path, photos: Path, config: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FlowError, match="no images are there"):
+        run(tmp_path / "empty", tmp_path / "out", config)
+    with pytest.raises(WeightsError, match="no such weights file"):
+        run(photos, tmp_path / "out", config, weights=str(tmp_path / "gone.pth"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ExportError):
+        run(photos, tmp_path / "file", config)
