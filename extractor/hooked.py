@@ -3,27 +3,19 @@
 import copy
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
-import torch
 from torch import nn
 
-from extractor import pooling
+from extractor import hooks, pooling
 from extractor.errors import UnknownLayer
 from extractor.graph import BATCH
+from extractor.hooks import LOGITS, MAPS, PRE_LOGITS
 from extractor.layers import Layer
 
-MAPS, PRE_LOGITS, LOGITS = "forward_features", "pre_logits", "logits"
-"""Places that are no modules: timm's two, and what the network returns."""
-
-_INPUT = ":input"
 _MAPS_WORDS = ("maps", "pool", "avgpool")
-
-_caught: ContextVar[dict[str, torch.Tensor] | None] = ContextVar("caught", default=None)
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ class Hooked:
         """Return a module that gives the layers' features side by side."""
         prefixes = [self._prefix_to_drop(layer) for layer in chosen]
         places, words = zip(*((layer.node, layer.pooling) for layer in chosen), strict=True)
-        return pooling.Features(_Body(self.network, places, prefixes), words, scales).eval()
+        return pooling.Features(hooks.Body(self.network, places, prefixes), words, scales).eval()
 
     def try_scales(self, chosen: Sequence[Layer], scales: Sequence[float]) -> None:
         """Run the network dry at each scale.
@@ -173,8 +165,8 @@ class Hooked:
     def _before_relu(self, node: str) -> str:
         """Return the place whose values go into a ReLU; what none has touched stays."""
         if self._is_relu(node):
-            return node + _INPUT
-        if isinstance(_module(self.network, node), nn.Linear | nn.Conv2d):
+            return node + hooks.INPUT
+        if isinstance(hooks.module_at(self.network, node), nn.Linear | nn.Conv2d):
             return node
         raise UnknownLayer(
             f"layer {node!r} is no ReLU that --no-relu could take away: leave it out, or name the "
@@ -182,7 +174,7 @@ class Hooked:
         )
 
     def _is_relu(self, node: str) -> bool:
-        return isinstance(_module(self.network, node), nn.ReLU | nn.ReLU6)
+        return isinstance(hooks.module_at(self.network, node), nn.ReLU | nn.ReLU6)
 
     def _right_ones(self, name: str | None) -> str:
         """List the field's names, the network's top modules and the nearest ones."""
@@ -194,144 +186,6 @@ class Hooked:
 
 
 def probe(network: nn.Module, size: tuple[int, int]) -> Hooked:
-    """Run a network dry and note what there is.
-
-    On the meta device, where that takes neither time nor memory; a network of one's own that can't
-    run there runs for real.
-
-    Parameters
-    ----------
-    size
-        Height and width of the input, pixels.
-    """
-    try:
-        return _probed(network, copy.deepcopy(network).to("meta"), size)
-    except Exception:  # noqa: BLE001 - foreign code may want real numbers; if not that, it fails again
-        return _probed(network, network, size)
-
-
-def _probed(network: nn.Module, running: nn.Module, size: tuple[int, int]) -> Hooked:
-    device = next((p.device for p in running.parameters()), torch.device("cpu"))
-    pixels = torch.zeros(BATCH, 3, *size, device=device)
-    shapes: dict[str, tuple[int, ...]] = {}
-    results: dict[str, Any] = {}
-
-    def note(place: str, value: Any) -> None:
-        shapes.pop(place, None)  # the last call of a module counts
-        if isinstance(value, torch.Tensor) and value.shape[:1] == (BATCH,):
-            shapes[place] = tuple(value.shape)
-            results[place] = value
-
-    with torch.inference_mode(), _watched(running, _places(running), note):
-        returned = running.eval()(pixels)
-    last = next(
-        (p for p in reversed(shapes) if results[p] is returned and p + _INPUT in shapes), ""
-    )
-    note(LOGITS, returned)
-    usual = last + _INPUT if last else LOGITS
-    with torch.inference_mode():
-        usual = _standard(running, pixels, note) or usual
+    """Run a network dry, with pictures of a height and width, and say what there is."""
+    shapes, usual = hooks.dry_run(network, size)
     return Hooked(network, shapes, usual, size)
-
-
-def _standard(network: nn.Module, pixels: torch.Tensor, note: Callable[[str, Any], None]) -> str:
-    """Note the two places that every network of timm has; return the usual one, if it is there."""
-    features, head = (getattr(network, n, None) for n in ("forward_features", "forward_head"))
-    if features is None or head is None:
-        return ""
-    maps = features(pixels)
-    note(MAPS, maps)
-    read = head(maps, pre_logits=True)
-    note(PRE_LOGITS, read)
-    return PRE_LOGITS if isinstance(read, torch.Tensor) and read.ndim == 2 else ""
-
-
-def _places(network: nn.Module) -> Iterator[str]:
-    """Yield the modules by name, and the inputs of those whose input has a use."""
-    for name, module in network.named_modules():
-        if name:
-            yield name
-            if isinstance(module, nn.Linear | nn.ReLU | nn.ReLU6):
-                yield name + _INPUT
-
-
-def _module(network: nn.Module, place: str) -> nn.Module | None:
-    if place in (MAPS, PRE_LOGITS, LOGITS) or place.endswith(_INPUT):
-        return None
-    return network.get_submodule(place)
-
-
-@contextmanager
-def _watched(
-    network: nn.Module, places: Iterator[str], note: Callable[[str, Any], None]
-) -> Iterator[None]:
-    """Call ``note`` with what goes into or comes out of the places."""
-    handles = [_hook(network, place, note) for place in places]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _hook(network: nn.Module, place: str, note: Callable[[str, Any], None]) -> Any:
-    module = network.get_submodule(place.removesuffix(_INPUT))
-    if place.endswith(_INPUT):
-        return module.register_forward_pre_hook(
-            lambda _module, inputs: note(place, inputs[0]) if inputs else None
-        )
-    return module.register_forward_hook(lambda _module, _inputs, out: note(place, out))
-
-
-class _Body(nn.Module):
-    """Normalised pixels (N, 3, H, W) to what the places give, one tensor each.
-
-    Patches are made maps (N, D, h, w) where the tokens before them are to be dropped.
-    """
-
-    def __init__(
-        self, network: nn.Module, places: Sequence[str], prefixes: Sequence[int | None]
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.places = tuple(places)
-        self.prefixes = tuple(prefixes)
-        for place in dict.fromkeys(places):
-            if place not in (MAPS, PRE_LOGITS, LOGITS):
-                _hook(network, place, _catch)
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network as far as the places need."""
-        caught: dict[str, torch.Tensor] = {}
-        before = _caught.set(caught)
-        try:
-            self._run(x, caught)
-        finally:
-            _caught.reset(before)
-        found = zip(self.places, self.prefixes, strict=True)
-        return tuple(
-            caught[place] if prefix is None else _as_maps(caught[place], prefix)
-            for place, prefix in found
-        )
-
-    def _run(self, x: torch.Tensor, caught: dict[str, torch.Tensor]) -> None:
-        network: Any = self.network
-        if MAPS in self.places or PRE_LOGITS in self.places:
-            maps = network.forward_features(x)
-            caught[MAPS] = maps.clone() if MAPS in self.places else maps
-            if PRE_LOGITS in self.places:
-                caught[PRE_LOGITS] = network.forward_head(maps, pre_logits=True)
-        if any(place not in caught for place in self.places):
-            caught[LOGITS] = network(x)
-
-
-def _catch(place: str, value: torch.Tensor) -> None:
-    caught = _caught.get()
-    if caught is not None:
-        caught[place] = value.clone()  # a ReLU behind may work in place
-
-
-def _as_maps(tokens: torch.Tensor, prefix: int) -> torch.Tensor:
-    patches = tokens[:, prefix:].transpose(1, 2)  # (N, T, D) -> (N, D, h * w)
-    side = math.isqrt(patches.shape[2])
-    return patches.reshape(*patches.shape[:2], side, side)

@@ -5,8 +5,9 @@ import hashlib
 import os
 import re
 import tempfile
+import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from http.client import HTTPException
 from typing import Any
@@ -38,23 +39,84 @@ def file_name(url: str) -> str:
     return os.path.basename(urlparse(url).path)
 
 
-def published(member: Any) -> str:
+def published(url: str) -> str:
     """Return the path of published weights in torch's own cache; download them if need be."""
     import torch
 
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-    name = file_name(member.url)
+    name = file_name(url)
     path = os.path.join(folder, name)
     if not os.path.isfile(path):
         try:
-            download(member.url, path)
+            download(url, path)
         except (OSError, HTTPException, ValueError) as error:
             raise WeightsError(
                 f"the weights {name} are not here and could not be downloaded ({error}): fetch "
-                f"{member.url} elsewhere and put it into {folder}, or use --weights FILE, or "
+                f"{url} elsewhere and put it into {folder}, or use --weights FILE, or "
                 "--weights random for a try without real weights"
             ) from error
     return path
+
+
+def from_hugging_face(repository: str, names: Sequence[str]) -> str:
+    """Return the path of the first of some files in Hugging Face's own cache, or fetch it there.
+
+    Parameters
+    ----------
+    repository
+        ``owner/name``, or ``owner/name@revision``.
+    names
+        What the file may be called, the best first.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    where, _, revision = repository.partition("@")
+    at = revision or None
+    for name in names:
+        found = huggingface_hub.try_to_load_from_cache(where, name, revision=at)
+        if isinstance(found, str):
+            return found
+    url = f"{huggingface_hub.constants.ENDPOINT}/{where}"
+    try:
+        _ask(url)  # Hugging Face's own code goes on trying for a minute
+        for name in names:
+            with contextlib.suppress(EntryNotFoundError):
+                return huggingface_hub.hf_hub_download(
+                    where, name, revision=at, tqdm_class=_told(name)
+                )
+        raise ValueError(f"there is no {' or '.join(names)}")
+    except (OSError, HTTPException, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise WeightsError(
+            f"the weights {where} are not here and could not be downloaded ({first}): fetch "
+            f"{names[0]} from {url} elsewhere and use --weights FILE, or use --weights random for "
+            "a try without real weights"
+        ) from error
+
+
+def _ask(url: str) -> None:
+    """Raise ``OSError`` where there is no way to an address; any answer is one."""
+    with contextlib.suppress(urllib.error.HTTPError):
+        request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - huggingface_hub's own
+        urllib.request.urlopen(request, timeout=_TIMEOUT_S).close()  # noqa: S310
+
+
+def _told(name: str) -> Any:
+    """Return a progress bar that shows nothing and tells who follows the downloads."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    watcher = _watcher.get() or _nobody
+
+    class Told(tqdm):  # type: ignore[misc]
+        def display(self, *_args: Any, **_options: Any) -> None:
+            pass
+
+        def update(self, n: float | None = 1) -> None:
+            super().update(n)
+            watcher(name, int(self.n), int(self.total) if self.total else None)
+
+    return Told
 
 
 def download(url: str, path: str) -> None:

@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from extractor import networks, weights
 from extractor.decode import DECODE_VERSION
-from extractor.networks import list_models
+from extractor.networks import ModelInfo, described, list_models
 from extractor.preprocess import Preprocess
 
-__all__ = ["Model", "ModelRequest", "ModelSpec", "list_models", "open_model", "request_key"]
+__all__ = [
+    "Model",
+    "ModelInfo",
+    "ModelRequest",
+    "ModelSpec",
+    "described",
+    "list_models",
+    "open_model",
+    "request_key",
+]
 
 if TYPE_CHECKING:
     from torch import nn

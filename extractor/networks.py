@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from extractor import own_networks, timm_networks, torchvision_networks
+from extractor import own_networks, timm_catalog, timm_networks, torchvision_networks
 from extractor.errors import UnknownModel
 from extractor.preprocess import Preprocess
 
@@ -144,7 +144,7 @@ def known(model: str) -> str:
         There is none; lists the nearest ones.
     """
     if model.lower().startswith(TIMM):
-        return TIMM + timm_networks.known(model[len(TIMM) :])
+        return TIMM + timm_catalog.known(model[len(TIMM) :])
     name, there = model.lower(), torchvision_networks.names()
     if name in there:
         return name
@@ -171,7 +171,7 @@ def described(pattern: str | None = None) -> Iterator[ModelInfo]:
         yield from timm_networks.described(wanted.removeprefix(TIMM))
         return
     yield from torchvision_networks.described(lambda name: matches(name, wanted))
-    if timm_networks.installed():
+    if timm_catalog.installed():
         for alias, name in _ALIASES.items():
             if matches(alias, wanted):
                 yield timm_networks.describe(name.removeprefix(TIMM), called=alias)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
 from extractor import sizes, weights
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from extractor.hooked import Hooked
     from extractor.layers import Layer
 
+_digests: dict[str, str] = {}  # of the files as they were when this process read them
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -130,7 +132,7 @@ def _made(model: str, seed: int) -> "tuple[nn.Module, Preprocess, str]":
 
     module_name, _, function_name = model.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module, code = _module(module_name)
         function = getattr(module, function_name, None)
         if not callable(function):
             raise UnknownModel(f"{model}: {module_name} has no function {function_name!r}")
@@ -147,7 +149,17 @@ def _made(model: str, seed: int) -> "tuple[nn.Module, Preprocess, str]":
             f"{model} returns {type(network).__name__}: it has to return a torch.nn.Module, or "
             "that and a dict of resize, crop, interpolation, mean, std"
         )
-    return network.eval(), preprocess, _digest(module.__file__)
+    return network.eval(), preprocess, code
+
+
+def _module(name: str) -> tuple[ModuleType, str]:
+    """Return a module as its file is now, and the file's digest."""
+    module = importlib.import_module(name)
+    code = _digest(module.__file__)
+    if _digests.setdefault(name, code) != code:
+        module = importlib.reload(module)
+        _digests[name] = code
+    return module, code
 
 
 def _preprocess(values: Mapping[str, Any]) -> Preprocess:

@@ -164,7 +164,7 @@ def _resized_crop(image: Image.Image, p: Preprocess) -> Image.Image:
         return _resized_part(image, size, box, how)
     if size != image.size:
         image = image.resize(size, how)
-    if p.fit == "contain" and (left < 0 or top < 0):
+    if p.fit == "contain" and (size[0] < width or size[1] < height):
         ground = Image.new("RGB", (width, height), _colour(p.mean))
         ground.paste(image, (-left, -top))  # cuts off what is beyond
         return ground

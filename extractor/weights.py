@@ -106,7 +106,7 @@ def read(origin: Origin) -> "dict[str, torch.Tensor]":
     WeightsError
         The file is missing, broken or no state dict, or the weights can't be downloaded.
     """
-    return read_file(origin.path or hub.published(origin.preset))
+    return read_file(origin.path or hub.published(origin.preset.url))
 
 
 def read_file(path: str) -> "dict[str, torch.Tensor]":

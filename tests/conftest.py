@@ -36,6 +36,7 @@ SLOW = (
     "test_many_runs",
     "test_maintain",
     "test_readme",
+    "test_timm",
 )
 """Files that begin first, so that no process is left alone with one at the end."""
 

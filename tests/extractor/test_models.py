@@ -1,7 +1,9 @@
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,10 @@ import pytest
 import torch
 from torchvision.models import get_model
 
-from extractor import torchvision_networks, weights
+from extractor import networks, torchvision_networks, weights
 from extractor.decode import DECODE_VERSION
-from extractor.errors import UnknownLayer, UnknownModel, WeightsError
-from extractor.models import ModelRequest, list_models, open_model, request_key
+from extractor.errors import InputSizeError, UnknownLayer, UnknownModel, WeightsError
+from extractor.models import ModelRequest, ModelSpec, list_models, open_model, request_key
 from extractor.preprocess import Preprocess
 
 
@@ -192,3 +194,113 @@ def test_every_network_is_listed() -> None:
     assert {"alexnet", "vgg16", "vit_h_14", "regnet_y_128gf"} <= {m.name for m in infos}
     assert not any("quantized" in m.name or "deeplab" in m.name for m in infos)
     assert {m.name: m.input_size for m in infos}["vit_h_14"] == 518
+
+
+def test_keys_and_specs_are_what_they_were() -> None:
+    """What older stores recorded: other text would make their spaces unknown."""
+    version = importlib.metadata.version("torchvision")
+    assert request_key(ModelRequest("ResNet18", "avgpool", "random:3")) == (
+        f'{{"decode_version": {DECODE_VERSION}, "layer": "avgpool", "model": "resnet18", '
+        f'"torchvision": "{version}", "weights": ["random:3"]}}'
+    )
+    spec = ModelSpec("resnet18", "0" * 64, "avgpool", "average", False, Preprocess(), 512)
+    assert json.dumps(spec.to_json()) == (
+        '{"architecture": "resnet18", "weights_digest": "' + "0" * 64 + '", "node": "avgpool", '
+        '"pooling": "average", "relu": false, "normalize": "l2", "preprocess": {"resize": 256, '
+        '"crop": 224, "interpolation": "bilinear", "mean": [0.485, 0.456, 0.406], '
+        f'"std": [0.229, 0.224, 0.225]}}, "decode_version": {DECODE_VERSION}, "dim": 512}}'
+    )
+    old = {"model": "resnet18", "layer": "avgpool", "weights": "random:3"}
+    assert ModelRequest(**old).to_json() == old
+
+
+def test_a_request_survives_json() -> None:
+    request = ModelRequest("vgg16", None, "random", 96, "gem", (1, 0.5), relu=False)
+    values = json.loads(json.dumps(request.to_json()))
+    assert ModelRequest(**values) == request
+    assert set(values) == {"model", "layer", "weights", "input_size", "pool", "scales", "relu"}
+    usual = ModelRequest("vgg16", None, "random")
+    others = [
+        ModelRequest("vgg16", None, "random", input_size=96),
+        ModelRequest("vgg16", None, "random", pool="gem"),
+        ModelRequest("vgg16", None, "random", scales=(1, 0.5)),
+        ModelRequest("vgg16", None, "random", relu=False),
+        ModelRequest("xception", None, "random"),
+        usual,
+    ]
+    assert len({request_key(r) for r in others}) == len(others)
+
+
+def test_layers_side_by_side_equal_each_alone() -> None:
+    names = ["fc6", "fc7", "fc8"]
+    together = open_model(ModelRequest("alexnet", weights="random:1"), layers=names)
+    assert together.layer_names == ("fc6", "fc7", "fc8")
+    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        parts = together.module(x).split([spec.dim for spec in together.specs], dim=1)
+        for name, part, spec in zip(names, parts, together.specs, strict=True):
+            alone = open_model(ModelRequest("alexnet", name, "random:1"))
+            torch.testing.assert_close(part, alone.module(x))
+            assert spec == alone.spec
+    with pytest.raises(ValueError, match="the layer is 'fc6'"):
+        open_model(ModelRequest("alexnet", "fc6", "random:1"), layers=["fc7"])
+
+
+def test_another_input_size() -> None:
+    model = open_model(ModelRequest("resnet18", weights="random:1", input_size=96))
+    assert model.preprocess == Preprocess(resize=110, crop=96)
+    plain = weights.build(lambda: get_model("resnet18", weights=None), 1).eval()
+    x = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            open_model(ModelRequest("resnet18", "logits", "random:1", 96)).module(x),
+            plain(x),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+    usual = ModelRequest("resnet18", weights="random:1", input_size=224)
+    assert open_model(usual).spec == open_model(replace(usual, input_size=None)).spec
+    assert open_model(usual).spec != model.spec
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "message"),
+    [
+        ("alexnet", 62, "63 pixels a side or more, not 62"),
+        ("vit_b_32", 100, "32 pixels a side or more, in steps of 32, not 100"),
+        ("maxvit_t", 230, "224 pixels a side or more, in steps of 224, not 230"),
+    ],
+)
+def test_a_size_that_a_network_cannot_take(name: str, side: int, message: str) -> None:
+    with pytest.raises(InputSizeError, match=message):
+        open_model(ModelRequest(name, weights="random", input_size=side))
+
+
+def test_a_vision_transformer_takes_the_size_of_its_position_embedding(tmp_path: Path) -> None:
+    with pytest.raises(InputSizeError, match="take pictures of 224 pixels a side, not 96"):
+        open_model(ModelRequest("vit_b_32", input_size=96))  # before any download
+    small = open_model(ModelRequest("vit_b_32", weights="random:1", input_size=96))
+    assert small.preprocess.crop == 96
+    network = weights.build(torchvision_networks.maker("vit_b_32", None, side=96), 1)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    path = str(tmp_path / "w.pth")
+    assert open_model(ModelRequest("vit_b_32", weights=path)).spec == small.spec
+    with pytest.raises(InputSizeError, match="take pictures of 96 pixels a side, not 128"):
+        open_model(ModelRequest("vit_b_32", weights=path, input_size=128))
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("InceptionV3", "inception_v3"),
+        ("VGG-16", "vgg16"),
+        ("MobileNetV2", "mobilenet_v2"),
+        ("EfficientNetB0", "efficientnet_b0"),
+        ("DenseNet121", "densenet121"),
+        ("Xception", "timm:legacy_xception"),
+        ("Inception-ResNet-v2", "timm:inception_resnet_v2"),
+        ("MobileNet", "timm:mobilenetv1_100"),
+    ],
+)
+def test_names_that_people_use(typed: str, name: str) -> None:
+    assert networks.known(typed) == name
