@@ -49,6 +49,7 @@ class Stage:
         self._moved = False
         self._open = ExitStack()
         self._files: list[BinaryIO] = []
+        self._made: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> Self:
         old = f"{self.output.path}{OLD}"
@@ -66,6 +67,7 @@ class Stage:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         file = open(path, "w+b", buffering=BUFFER_BYTES)  # noqa: SIM115 - closed by the stage
         self._files.append(file)
+        self._made[name] = _identity(os.fstat(file.fileno()))
         self._open.callback(_quietly, file.close)
         return file
 
@@ -90,17 +92,29 @@ class Stage:
     def rename(self, old: str, new: str) -> None:
         """Give a settled file its final name."""
         os.rename(os.path.join(self.folder, old), os.path.join(self.folder, new))
+        self._made[new] = self._made.pop(old)
 
     def put_in_place(self) -> None:
         """Sync all files and move them to where they belong."""
         for file in list(self._files):
             self.settle(file)
         check_output(self.output, overwrite=self.overwrite)
+        self._refuse_foreign()
         if self.output.folder:
             self._put_folder()
         else:
             self._put_files()
         fsync_dir(os.path.dirname(self.output.path))
+
+    def _refuse_foreign(self) -> None:
+        """Refuse files that are another process's, where there are no locks to keep it away."""
+        for name, made in self._made.items():
+            try:
+                found = _identity(os.stat(os.path.join(self.folder, name)))
+            except FileNotFoundError:
+                found = None
+            if found != made:
+                raise _other_process(self.output.path)
 
     def _put_files(self) -> None:
         last = self.output.paths[-1]
@@ -146,15 +160,24 @@ def _make_own(folder: str) -> int:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever held it before may just have moved it to its place, or removed it.
-        if not os.path.samestat(os.fstat(fd), os.stat(folder)):
-            raise FileNotFoundError
-    except (BlockingIOError, FileNotFoundError):
+    except BlockingIOError:
         os.close(fd)
-        raise ExportError(
-            f"another process writes {shown(folder.removesuffix(MAKING))}; wait for it to end"
-        ) from None
+        raise _other_process(folder.removesuffix(MAKING)) from None
+    except OSError:
+        pass  # file systems on a network may have no locks, or none of folders
+    # Whoever held it before may just have moved it to its place, or removed it.
+    if not os.path.exists(folder) or not os.path.samestat(os.fstat(fd), os.stat(folder)):
+        os.close(fd)
+        raise _other_process(folder.removesuffix(MAKING))
     return fd
+
+
+def _other_process(path: str) -> ExportError:
+    return ExportError(f"another process writes {shown(path)}; wait for it to end")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _empty(folder: str) -> None:

@@ -177,6 +177,24 @@ def test_killed_in_the_middle(tmp_path, format):
     assert before.keys() == {path for path in tmp_path.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("format", ["csv", "npy", "clip-retrieval"])
+@pytest.mark.parametrize("foreign", [b"half a file", None])
+def test_files_of_another_process_are_not_put_in_place(tmp_path, format, foreign):
+    """What could happen where the file system has no locks."""
+    with pytest.raises(ExportError, match=r"another process writes .*/x; wait"):
+        meddled(tmp_path, format, foreign)
+    assert not [name for name in outs(tmp_path) if name.startswith("x") and "tmp" not in name]
+
+
+def meddled(folder, format, foreign):
+    with open_writer(str(folder / "x"), format, {"pool": 4}) as writer:
+        writer.write(records(unit(30, 4)))
+        staged = next(path for path in folder.rglob("*") if path.is_file())
+        staged.unlink()
+        if foreign is not None:
+            staged.write_bytes(foreign)
+
+
 def test_killed_while_a_folder_was_replaced(tmp_path):
     layers = {"a": unit(3, 4), "b": unit(3, 4)}
     write(tmp_path / "x", "csv", records(layers))
