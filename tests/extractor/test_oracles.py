@@ -79,7 +79,11 @@ def cosine_distances(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[
     [
         ("resnet18", {"avgpool": "avgpool"}, "resnet18.pth"),
         ("mobilenet_v2", {"avgpool": "features"}, "mobilenet_v2.pth"),
-        ("vgg16", {"fc7": "classifier.4"}, "random:1"),
+        (
+            "vgg16",
+            {"fc6": "classifier.1", "fc7": "classifier.4", "fc8": "classifier.6"},
+            "random:1",
+        ),
         (
             "alexnet",
             {"fc6": "classifier.2", "fc7": "classifier.5", "fc8": "classifier.6"},
@@ -104,13 +108,37 @@ def test_vectors_equal_plain_torchvision(
         hooked(network, list(layers.values()), torch.stack([transforms(p) for p in ten]))
         for ten in (pictures[i : i + 10] for i in range(0, PHOTOS, 10))
     ]
-    for number, layer in enumerate(layers):
+    model = open_model(ModelRequest(name, weights=weights), tuple(layers))
+    engine = Engine(model, "cpu")
+    found = engine.forward(np.stack([pixels(p, model.preprocess) for p in pictures]))
+    for number, (layer, span) in enumerate(zip(layers, engine.spans, strict=True)):
         theirs = torch.cat([batch[number] for batch in batches]).numpy()
-        model = open_model(ModelRequest(name, layer, weights))
-        engine = Engine(model, "cpu")
-        ours = engine.forward(np.stack([pixels(p, model.preprocess) for p in pictures]))
-        error = np.diag(cosine_distances(ours, theirs)).max()
-        between = cosine_distances(theirs, theirs)
-        nearest = between[~np.eye(PHOTOS, dtype=bool)].min()
-        assert 1 - error >= 0.9999, layer
-        assert error <= 0.01 * nearest, layer
+        assert_same(found[:, span], theirs, layer)
+
+
+def assert_same(ours: NDArray[np.float32], theirs: NDArray[np.float32], layer: str) -> None:
+    """Hold the error against the smallest distance between two photos."""
+    error = np.diag(cosine_distances(ours, theirs)).max()
+    between = cosine_distances(theirs, theirs)
+    nearest = between[~np.eye(len(theirs), dtype=bool)].min()
+    assert 1 - error >= 0.9999, layer
+    assert error <= 0.01 * nearest, layer
+
+
+def test_gem_at_several_scales_equals_plain_torchvision(
+    photos: Callable[[int], list[Image.Image]], data_dir: Path
+) -> None:
+    weights, scales = str(data_dir / "weights" / "resnet18.pth"), (1.0, 0.7071, 0.5)
+    model = open_model(ModelRequest("resnet18", weights=weights, pool="gem", scales=scales))
+    network, maps = plain("resnet18", weights), list[torch.Tensor]()
+    network.get_submodule("layer4").register_forward_hook(lambda _m, _i, out: maps.append(out))
+    pictures = photos(256)[:16]
+    transforms = get_model_weights("resnet18").IMAGENET1K_V1.transforms()
+    x = torch.stack([transforms(p) for p in pictures])
+    with torch.inference_mode():
+        for s in scales:
+            network(nn.functional.interpolate(x, scale_factor=s, mode="bilinear"))
+    unit = [nn.functional.normalize(m.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)) for m in maps]
+    theirs = torch.stack(unit).mean(dim=0).numpy()
+    ours = Engine(model, "cpu").forward(np.stack([pixels(p, model.preprocess) for p in pictures]))
+    assert_same(ours, theirs, "maps")

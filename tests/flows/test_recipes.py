@@ -1,5 +1,6 @@
 """Spaces of unusual recipes: input size, pooling, scales, and layers before their ReLU."""
 
+import json
 import os
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as tf
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import func, select
@@ -16,6 +18,7 @@ from torchvision.models import resnet18
 from torchvision.transforms.functional import center_crop, normalize, pil_to_tensor, resize
 
 from extractor.decode import DECODE_VERSION, decode
+from flows.cli import cli
 from flows.errors import SettingsError
 from flows.job.loop import IndexOptions, run_index
 from flows.job.parameters import options_for, parameters_of
@@ -171,6 +174,34 @@ def test_spaces_that_differ_in_one_thing_are_several(catalog: Catalog) -> None:
     assert len({space.fingerprint for space in made}) == len(recipes)
     for space, recipe in zip(made, recipes, strict=True):
         assert find_spaces(catalog, choice(**TINY, **recipe)) == [space]
+
+
+def shown(home: Home, *args: str) -> str:
+    done = CliRunner().invoke(cli, ["--home", home.path, "spaces", *args])
+    assert (done.exit_code, done.exception) == (0, None)
+    return done.stdout
+
+
+def test_the_commands_tell_what_vectors_depend_on(home: Home) -> None:
+    with Catalog.open(home, write=True) as catalog:
+        usual, _ = make_space(catalog, choice(**TINY))
+        unusual, _ = make_space(catalog, choice(**GEM, relu=False))
+    head, *rows = [line.split("  ") for line in shown(home).splitlines()]
+    assert head[0] == "space"
+    told = [[cell.strip() for cell in row if cell][:2] for row in rows]
+    assert told == [
+        ["resnet18-avgpool *", "random:0"],
+        [unusual.name, "random:0, pool gem, 96 px, scales 1 0.7071 0.5, before the ReLU"],
+    ]
+    lines = dict(line.split("  ", 1) for line in shown(home, "show", unusual.name).splitlines())
+    lines = {key: value.strip() for key, value in lines.items()}
+    assert lines["pooling"] == "gem"
+    assert lines["scales"] == lines["asked scales"] == "1 0.7071 0.5"
+    assert lines["node"] == "layer4.1.add"
+    assert lines["relu"] == "no"
+    assert lines["preprocess"].startswith("resize 110, crop 96, interpolation bilinear, mean 0.485")
+    assert json.loads(shown(home, "show", "--json"))["spec"] == usual.spec
+    assert shown(home, "show").splitlines()[0].endswith("resnet18-avgpool *")
 
 
 @pytest.fixture
