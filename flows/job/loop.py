@@ -34,19 +34,6 @@ from storage.spaces import SpaceInfo
 
 
 @dataclass(frozen=True)
-class Only:
-    """Which files of the roots a run is about; every condition narrows."""
-
-    globs: tuple[str, ...] = ()
-    """The file's path in its root matches one of them."""
-    since_ns: int | None = None
-    until_ns: int | None = None
-    """Last modified at or after the one and before the other, in ns since 1970."""
-    failed: bool = False
-    """Only files with a recorded failure."""
-
-
-@dataclass(frozen=True)
 class IndexOptions:
     """What one run of ``index`` was asked to do."""
 
@@ -66,15 +53,19 @@ class IndexOptions:
     """Share of the images of this run that may fail; None for no limit."""
     kind: str = "index"
     """Kind of the run in the catalog: ``index`` or ``backfill``."""
-    scan: bool = True
-    """False: the roots are looked at, and not walked."""
-    only: Only = field(default_factory=Only)
+    only: Scope = field(default_factory=Scope)
+    """Which files of the roots the run is about; the roots are its places."""
     runner: str = "thread"
     """``thread``, or ``dask``."""
     cluster: str | None = None
     """With ``dask``: a scheduler's address, a number of local workers, or a YAML file."""
     flow_run: str | None = None
     """Id of the flow run in Prefect."""
+
+    @property
+    def scan(self) -> bool:
+        """Whether the roots are walked; else they are looked at."""
+        return self.kind != "backfill"
 
     @property
     def publish_always(self) -> bool:

@@ -6,9 +6,10 @@ from typing import Any
 
 from flows.errors import FlowError
 from flows.job.dates import moment_ns, moment_text
-from flows.job.loop import IndexOptions, Only
+from flows.job.loop import IndexOptions
 from flows.job.spaces import RECIPE, SpaceChoice
 from flows.settings import LoadedSettings, Settings, load_settings
+from storage.pending import Scope
 
 SETTINGS = frozenset(Settings.model_fields)
 
@@ -56,7 +57,6 @@ def options_for(asked: Mapping[str, Any], kind: str = "index") -> tuple[IndexOpt
         index_spec=asked.get("index_spec"),
         max_failures=settings.max_failures,
         kind=kind,
-        scan=kind != "backfill",
         only=_only(asked),
         runner=settings.runner,
         cluster=_cluster(asked, settings),
@@ -64,7 +64,7 @@ def options_for(asked: Mapping[str, Any], kind: str = "index") -> tuple[IndexOpt
     return options, settings.prefect
 
 
-def _only(asked: Mapping[str, Any]) -> Only:
+def _only(asked: Mapping[str, Any]) -> Scope:
     since, until = (
         moment_ns(asked[name]) if name in asked else None for name in ("since", "until")
     )
@@ -73,7 +73,7 @@ def _only(asked: Mapping[str, Any]) -> Only:
             f"no file is modified since {asked['since']} and before {asked['until']}: "
             "since has to be earlier than until"
         )
-    return Only(tuple(asked.get("globs", ())), since, until, bool(asked.get("failed")))
+    return Scope(None, tuple(asked.get("globs", ())), since, until, bool(asked.get("failed")))
 
 
 def _cluster(asked: Mapping[str, Any], settings: Settings) -> str | None:

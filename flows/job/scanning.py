@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flows.errors import NO_ROOT, FlowError
@@ -97,9 +98,7 @@ def looked_at(catalog: Catalog, roots: Iterable[RootInfo]) -> tuple[list[RootInf
 
 def scope_of(roots: Iterable[RootInfo], options: "IndexOptions") -> Scope:
     """Return which files of some roots a run is about."""
-    only = options.only
-    places = tuple((root.id, root.under) for root in roots)
-    return Scope(places, only.globs, only.since_ns, only.until_ns, only.failed)
+    return replace(options.only, places=tuple((root.id, root.under) for root in roots))
 
 
 def _scan(job: "Job", root: RootInfo) -> bool:
