@@ -35,6 +35,7 @@ SLOW = (
     "test_upgrade",
     "test_many_runs",
     "test_maintain",
+    "test_export",
     "test_readme",
     "test_timm",
 )

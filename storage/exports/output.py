@@ -84,6 +84,8 @@ def plan_output(out: str, format: str | None, layers: Sequence[str]) -> Output:
     ExportError
         The format is unknown, or can't hold these layers.
     """
+    if out in ("", "-"):
+        raise ExportError("an output is a file or a folder: name one")
     as_folder = out.endswith(os.sep)
     name = format or _format_of_suffix(out)
     if name not in FORMATS:

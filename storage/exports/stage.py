@@ -14,7 +14,7 @@ from typing import BinaryIO, Self, cast
 
 from storage.exports.errors import ExportError, plain_errors, shown
 from storage.exports.output import Output, check_output
-from storage.home import fsync_dir
+from storage.fs import fs, open_stream
 
 BUFFER_BYTES = 1 << 20
 MAKING = ".lookalike-tmp"
@@ -55,7 +55,7 @@ class Stage:
         old = f"{self.output.path}{OLD}"
         with plain_errors(self.output.path):
             if self.output.folder and os.path.isdir(old) and not os.path.exists(self.output.path):
-                os.rename(old, self.output.path)  # killed between the two renames
+                fs().replace(old, self.output.path)  # killed between the two renames
             check_output(self.output, overwrite=self.overwrite)
             self._lock = _make_own(self.folder)
             _empty(self.folder)
@@ -65,7 +65,7 @@ class Stage:
         """Return a new file for binary writing; ``name`` is relative, ``/`` parts it."""
         path = os.path.join(self.folder, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        file = open(path, "w+b", buffering=BUFFER_BYTES)  # noqa: SIM115 - closed by the stage
+        file = open_stream(path, BUFFER_BYTES)
         self._files.append(file)
         self._made[name] = _identity(os.fstat(file.fileno()))
         self._open.callback(_quietly, file.close)
@@ -85,13 +85,13 @@ class Stage:
     def settle(self, file: BinaryIO) -> None:
         """Bring a finished file to the disk, and close it."""
         file.flush()
-        os.fsync(file.fileno())
+        fs().fsync(file.fileno())
         file.close()
         self._files.remove(file)
 
     def rename(self, old: str, new: str) -> None:
         """Give a settled file its final name."""
-        os.rename(os.path.join(self.folder, old), os.path.join(self.folder, new))
+        fs().replace(os.path.join(self.folder, old), os.path.join(self.folder, new))
         self._made[new] = self._made.pop(old)
 
     def put_in_place(self) -> None:
@@ -104,7 +104,7 @@ class Stage:
             self._put_folder()
         else:
             self._put_files()
-        fsync_dir(os.path.dirname(self.output.path))
+        fs().fsync_dir(os.path.dirname(self.output.path))
 
     def _refuse_foreign(self) -> None:
         """Refuse files that are another process's, where there are no locks to keep it away."""
@@ -119,19 +119,19 @@ class Stage:
     def _put_files(self) -> None:
         last = self.output.paths[-1]
         if len(self.output.paths) > 1 and os.path.lexists(last):
-            os.unlink(last)  # so that the old last file never stands beside new ones
-            fsync_dir(self.output.place)
+            fs().unlink(last)  # so that the old last file never stands beside new ones
+            fs().fsync_dir(self.output.place)
         for name, path in zip(self.output.names, self.output.paths, strict=True):
-            os.replace(os.path.join(self.folder, name), path)
+            fs().replace(os.path.join(self.folder, name), path)
 
     def _put_folder(self) -> None:
         for at, _, _ in os.walk(self.folder):
-            fsync_dir(at)
+            fs().fsync_dir(at)
         path, old = self.output.path, f"{self.output.path}{OLD}"
         if os.path.isdir(path) and os.listdir(path):
             shutil.rmtree(old, ignore_errors=True)
-            os.rename(path, old)
-        os.rename(self.folder, path)
+            fs().replace(path, old)
+        fs().replace(self.folder, path)
         self._moved = True
         shutil.rmtree(old, ignore_errors=True)
 
@@ -152,7 +152,7 @@ class Stage:
 def _make_own(folder: str) -> int:
     """Make a folder and lock it; return the lock's file descriptor, -1 where there are no locks."""
     with suppress(FileExistsError):
-        os.mkdir(folder)
+        fs().mkdir(folder)
     if os.name == "nt":
         return -1
     import fcntl
@@ -186,7 +186,7 @@ def _empty(folder: str) -> None:
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
             else:
-                os.unlink(entry.path)
+                fs().unlink(entry.path)
 
 
 def _quietly(close: Callable[[], object]) -> None:

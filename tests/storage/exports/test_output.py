@@ -23,6 +23,7 @@ def outs(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("out", "format", "layers", "said"),
     [
+        ("-", "csv", ["a"], "an output is a file or a folder: name one"),
         ("x.txt", None, ["a"], "says no format: end it with .tsv, .csv"),
         ("x", None, ["a"], "--format"),
         ("x.csv", "xls", ["a"], "no format 'xls'; there are: tsv, csv, table"),
