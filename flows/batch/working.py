@@ -1,5 +1,6 @@
 """Work through a source piece by piece, keeping what is finished."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,7 +201,7 @@ def _count(job: BatchJob, source: Source) -> int:
 
 
 def _check_disk(job: BatchJob, needed: int) -> None:
-    free = free_bytes(job.options.out)
+    free = free_bytes(os.path.abspath(job.options.out))
     if needed > free:
         raise DiskFull(
             f"the work and the output need about {needed / 1e9:,.2f} GB beside {job.options.out}, "
