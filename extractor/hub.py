@@ -69,7 +69,7 @@ def from_hugging_face(repository: str, names: Sequence[str]) -> str:
         What the file may be called, the best first.
     """
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     where, _, revision = repository.partition("@")
     at = revision or None
@@ -81,10 +81,14 @@ def from_hugging_face(repository: str, names: Sequence[str]) -> str:
     try:
         _ask(url)  # Hugging Face's own code goes on trying for a minute
         for name in names:
-            with contextlib.suppress(EntryNotFoundError):
+            try:
                 return huggingface_hub.hf_hub_download(
                     where, name, revision=at, tqdm_class=_told(name)
                 )
+            except LocalEntryNotFoundError:  # no connection
+                raise
+            except EntryNotFoundError:
+                continue
         raise ValueError(f"there is no {' or '.join(names)}")
     except (OSError, HTTPException, ValueError) as error:
         first = str(error).strip().splitlines()[0]

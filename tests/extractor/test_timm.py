@@ -1,5 +1,9 @@
 """timm's networks against timm itself: its transforms, and its own forward pass."""
 
+import functools
+import http.server
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -312,3 +316,57 @@ def test_models_of_timm_are_listed() -> None:
     assert info.weights[0] == "ra4_e3600_r224_in1k"
     (alias,) = list_models("mobilenetv1")
     assert (alias.name, alias.source) == ("mobilenetv1", "timm:mobilenetv1_100")
+
+
+class Hub(http.server.SimpleHTTPRequestHandler):
+    """Answers as Hugging Face does for a file of a repository."""
+
+    def end_headers(self) -> None:
+        self.send_header("ETag", '"0123456789abcdef"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        super().end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_weights_come_through_hugging_faces_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "there" / "timm/mobilenetv1_100.ra4_e3600_r224_in1k/resolve/main"
+    folder.mkdir(parents=True)
+    save_file(plain("mobilenetv1_100").state_dict(), folder / "model.safetensors")
+    size = (folder / "model.safetensors").stat().st_size
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    told: list[tuple[str, int, int | None]] = []
+    handler = functools.partial(Hub, directory=str(tmp_path / "there"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        constants = huggingface_hub.constants
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with hub.watched(lambda *word: told.append(word)):
+                model = open_model(ModelRequest("MobileNet"))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert model.spec == open_model(ModelRequest("MobileNet", weights=RANDOM)).spec
+    assert told[-1] == ("model.safetensors", size, size)
+    assert open_model(ModelRequest("MobileNet")).spec == model.spec  # nobody answers any more
+
+
+def test_without_timm_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
+    for name in ("timm:resnet18", "Xception"):
+        with pytest.raises(UnknownModel, match=r"pip install 'lookalike\[timm\]'"):
+            open_model(ModelRequest(name))
+    assert list_models("mobilenetv1") == []
+    assert [model.name for model in list_models("resnet18")] == ["resnet18"]
