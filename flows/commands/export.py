@@ -44,7 +44,7 @@ def command(
     as_json: bool,
     **typed: Any,
 ) -> None:
-    r"""Write the vectors of SPACE to OUT: no picture is read, and no network is run.
+    """Write the vectors of SPACE to OUT: no picture is read, and no network is run.
 
     Without SPACE, or with -, those of the current one.  One record for each indexed file that has
     a vector, root by root in the order of paths: its id (the path relative to its root, or a
@@ -59,7 +59,7 @@ def command(
     clip-retrieval  a folder with img_emb/ and metadata/
 
     OUT appears complete or not at all.
-    """
+    """  # noqa: D301 - a real \b tells click to leave the lines as they are
     from flows.job.progress import Progress
     from storage.exports.space import Wish, export_space
     from storage.spaces import get_space
