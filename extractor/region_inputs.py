@@ -2,8 +2,8 @@
 
 The picture is decoded at full size, so that its boxes are in its own pixels; then normalised and
 resized as ``GeneralizedRCNNTransform`` does it.  A large picture is scaled one channel after the
-other, which takes a third of the memory; torch rounds otherwise then, by less than the 10th part of
-a level of 255.
+other, which takes a third of the memory; where torch has one thread it rounds otherwise then, by
+less than the 10th part of a level of 255.
 """
 
 import hashlib

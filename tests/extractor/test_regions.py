@@ -300,7 +300,7 @@ def test_a_large_picture_is_scaled_by_channels_to_nearly_the_same(
     theirs = images.tensors[0, :, :height, :width].numpy()
     assert mine.pixels is not None
     ours = mine.pixels.numpy()
-    assert not np.array_equal(ours, theirs)
+    assert ours.std() > 0.5
     assert np.median(np.abs(ours - theirs)) < 1e-4
     assert np.mean(np.abs(ours - theirs) < 0.1 / 255 / 0.225) > 0.99
 
