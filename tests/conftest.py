@@ -26,6 +26,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the suite was started i
 SLOW = (
     "test_real_photos",
     "test_oracles",
+    "test_extract",
+    "test_extract_plain",
     "test_prefect",
     "test_dask",
     "test_kill",

@@ -22,7 +22,7 @@ from flows.batch.options import extract_options
 from flows.cli import expected_code
 from flows.job.progress import Progress
 from flows.samples import draw_families
-from storage.errors import ExportError, LeaseHeld, WorkMismatch
+from storage.errors import DiskFull, ExportError, LeaseHeld, WorkMismatch
 from storage.sources.shard import Shard
 from tests.flows.terminal import CHECKOUT, lookalike
 
@@ -105,6 +105,23 @@ def test_pieces_of_any_size_make_the_same_output(tmp_path, photos, expected, siz
     found = read_tsv(tmp_path / "v.tsv")
     assert list(found) == sorted(expected)
     same(found, expected)
+
+
+def test_several_devices_share_the_pieces(tmp_path, photos, expected):
+    go(photos, tmp_path / "v.tsv", chunk_size=2, device="cpu,cpu")
+    found = read_tsv(tmp_path / "v.tsv")
+    assert list(found) == sorted(expected)
+    same(found, expected)
+
+
+def test_a_full_disk_is_refused_before_the_work(tmp_path):
+    np.lib.format.open_memmap(
+        tmp_path / "p.npy", mode="w+", dtype=np.uint8, shape=(10**9, 1, 1)
+    )  # a sparse file: its pictures would take 8 TB of numbers
+    said = refused(DiskFull, tmp_path / "p.npy", tmp_path / "v.tsv")
+    assert "8,192.00 GB" in said
+    assert "--shard" in said
+    assert os.listdir(tmp_path) == ["p.npy"]
 
 
 def test_lists_and_standard_input_give_the_same_vectors(tmp_path, photos, expected):
