@@ -15,8 +15,9 @@ from storage.database import (
     plain_errors,
     where,
 )
+from storage.durable import create_private, make_dir
 from storage.errors import CatalogError
-from storage.home import Home, create_private, make_dir
+from storage.home import Home
 from storage.migrations import HEAD, SCHEMA, Schema
 from storage.opening import ensure_store, home_errors, refuse_impossible
 

@@ -15,10 +15,10 @@ from storage.catalog import Catalog
 from storage.check_catalog import Finding, file_findings, row_findings
 from storage.cleanup import KEEP_S, delete_old_files, orphans
 from storage.dead import entered_rows
-from storage.durable import map_npy
 from storage.errors import IndexFileError, PartError
 from storage.generation import load_generation
 from storage.leases import Lease, check_lease
+from storage.npy import map_npy
 from storage.publish import publish, withdraw
 from storage.reading import GenerationInfo, generation_paths, open_store, snapshot
 from storage.runs import claim, release

@@ -8,7 +8,7 @@ from contextlib import suppress
 from sqlalchemy import Connection, delete, select
 
 from storage.catalog import Catalog
-from storage.home import fsync_dir
+from storage.fs import fs
 from storage.leases import Lease, check_lease
 from storage.reading import generation_paths, open_store
 from storage.slices import sliced
@@ -102,7 +102,7 @@ def _delete_dropped(catalog: Catalog, keep_s: float) -> int:
         deleted += _delete_orphans(left, keep_s)
         for each in folders:
             with suppress(OSError):  # not empty: too young yet
-                os.rmdir(each)
+                fs().rmdir(each)
     return deleted
 
 
@@ -135,5 +135,5 @@ def _delete_orphans(paths: list[str], keep_s: float) -> int:
 
 def _unlink(path: str) -> None:
     with suppress(FileNotFoundError):
-        os.unlink(path)
-        fsync_dir(os.path.dirname(path))
+        fs().unlink(path)
+        fs().fsync_dir(os.path.dirname(path))

@@ -108,7 +108,7 @@ def make_engine(home: Home, *, write: bool, migrate: bool = False) -> Engine:
     home
         Where the catalog is.
     write
-        Whether to write.  A SQLite file must be there, `storage.home.create_private` makes it.
+        Whether to write.  A SQLite file must be there, `storage.durable.create_private` makes it.
     migrate
         For a change of the schema: foreign keys are off, because SQLite changes a table by making
         it anew, and dropping the old one would delete what refers to it.

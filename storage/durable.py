@@ -1,33 +1,32 @@
-"""Files that appear complete and synced or not at all, and checked maps of npy files.
+"""Files and folders that appear complete and synced, or not at all.
 
-Never written through a memory map: there a full disk is a signal and no exception.
+A file is durable when its bytes, its name and its folder are: temporary name in the same folder,
+write, fsync, rename, fsync of the folder.  Never written through a memory map: there a full disk
+is a signal and no exception.
 """
 
-import contextlib
 import errno
-import io
 import os
+import uuid
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
 import xxhash
 
-from storage.errors import DiskFull, PartError, StorageError
-from storage.home import fsync_dir, write_all
-
-Array = npt.NDArray[Any]
+from storage.errors import DiskFull, StorageError
+from storage.fs import Buffer, fs, write_all
 
 _PIECE_BYTES = 8 << 20
 
 
 class DurableFile:
-    """A new file that appears under its name complete and synced, or not at all.
+    """A file that appears under its name complete and synced, or not at all.
 
     A context manager with ``write``; ``size_bytes`` and ``checksum`` (xxh3-128, hexadecimal)
-    are those of the finished file.  After a failed write or sync the file is abandoned, because
-    a second sync of it may succeed without the data being on disk.
+    are those of the finished file.  A file that was there under the name is replaced whole.  After
+    a failed write or sync the file is abandoned, because a second sync of it may succeed without
+    the data being on disk.
 
     Raises
     ------
@@ -40,7 +39,7 @@ class DurableFile:
     def __init__(self, path: str) -> None:
         self.path = path
         self.size_bytes = 0
-        self._temporary = f"{path}.tmp"
+        self._temporary = f"{path}.{uuid.uuid4().hex}.tmp"
         self._hash = xxhash.xxh3_128()
         self._fd = -1
 
@@ -51,8 +50,7 @@ class DurableFile:
 
     def __enter__(self) -> Self:
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            self._fd = os.open(self._temporary, flags, 0o600)
+            self._fd = fs().open_new(self._temporary)
         except OSError as error:
             raise self._trouble(error) from error
         return self
@@ -73,29 +71,50 @@ class DurableFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None:
-            os.close(self._fd)
-            self._abandon()
-            return
+        try:
+            self._finish(abandoned=kind is not None)
+        except OSError as trouble:
+            if kind is None:  # else what was wrong before is told
+                raise self._trouble(trouble) from trouble
+
+    def _finish(self, *, abandoned: bool) -> None:
         try:
             try:
-                os.fsync(self._fd)
+                if not abandoned:
+                    fs().fsync(self._fd)
             finally:
-                os.close(self._fd)
-            os.rename(self._temporary, self.path)
-            fsync_dir(os.path.dirname(self.path))
-        except OSError as trouble:
+                fs().close(self._fd)
+            if not abandoned:
+                fs().replace(self._temporary, self.path)
+                fs().fsync_dir(os.path.dirname(self.path))
+                return
+        except BaseException:
             self._abandon()
-            raise self._trouble(trouble) from trouble
+            raise
+        self._abandon()
 
     def _abandon(self) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(self._temporary)
+        with suppress(OSError):
+            fs().unlink(self._temporary)
 
     def _trouble(self, error: OSError) -> StorageError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return DiskFull(f"no space left to write {self.path}; make room and run again")
         return StorageError(f"{self.path} can't be written: {error.strerror}")
+
+
+def write_durably(path: str, data: Buffer) -> None:
+    """Write a whole file so that after a power cut it is the old one or the new one.
+
+    Raises
+    ------
+    DiskFull
+        The disk or the quota is full; an earlier file of this name is untouched.
+    StorageError
+        Anything else that the system refuses.
+    """
+    with DurableFile(path) as file:
+        file.write(data)
 
 
 def file_checksum(path: str) -> str:
@@ -107,50 +126,25 @@ def file_checksum(path: str) -> str:
     return str(total.hexdigest())
 
 
-def write_npy(path: str, array: Array) -> DurableFile:
-    """Write an array in C order as an npy file of version 1.0, durably."""
-    array = np.ascontiguousarray(array)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    with DurableFile(path) as file:
-        file.write(header.getvalue())
-        file.write(array.reshape(-1).view(np.uint8))
-    return file
+def make_dir(path: str) -> None:
+    """Create a folder for the owner alone (0700) and the folders above it, durably.
 
-
-def map_npy(path: str, dtype: str, shape: tuple[int, ...], size_bytes: int | None = None) -> Array:
-    """Map an npy file for reading after a check of its header and size.
-
-    Returns
-    -------
-    array
-        ``np.memmap`` of the shape and little-endian dtype that were asked for.
-
-    Raises
-    ------
-    PartError
-        The file is missing (the cause is then ``FileNotFoundError``), or its dtype, order,
-        shape or size differ.  Checked first because a read past the end of a map is a signal.
+    Folders that exist already keep their permissions.  Their names are synced all the same: whoever
+    made one may have been killed before it was durable.
     """
-    try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                raise PartError(f"{path} is an npy file of version {version}, not (1, 0)")
-            found, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
-            wanted = np.dtype(dtype)
-            if (found, fortran, found_dtype) != (shape, False, wanted):
-                order = "Fortran" if fortran else "C"
-                raise PartError(
-                    f"{path} holds {found_dtype} {found} in {order} order, "
-                    f"the catalog says {wanted} {shape} in C order"
-                )
-            size = os.fstat(file.fileno()).st_size
-            due = file.tell() + int(np.prod(shape)) * wanted.itemsize
-            if size != due or size_bytes not in (None, size):
-                raise PartError(f"{path} has {size} bytes instead of {size_bytes or due}")
-            return np.memmap(file, dtype=wanted, mode="r", offset=file.tell(), shape=shape)
-    except FileNotFoundError as error:
-        raise PartError(f"{path} is missing; `lookalike check --repair` sorts it out") from error
-    except (OSError, ValueError) as error:
-        raise PartError(f"{path} can't be read as npy: {error}") from error
+    parent = os.path.dirname(path)
+    if os.path.isdir(path):
+        with suppress(PermissionError):  # none of ours: a folder of all homes, for example
+            fs().fsync_dir(parent)
+        return
+    if parent != path:
+        make_dir(parent)
+    with suppress(FileExistsError):
+        fs().mkdir(path, 0o700)
+    fs().fsync_dir(parent)
+
+
+def create_private(path: str) -> None:
+    """Make an empty file for the owner alone (0600), unless there is one of this name."""
+    with suppress(FileExistsError):  # never opens one: SQLite's locks would go
+        fs().close(fs().open_new(path))

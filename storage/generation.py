@@ -6,9 +6,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from storage.durable import file_checksum, map_npy, write_npy
+from storage.durable import file_checksum
 from storage.errors import IndexFileError, PartError
 from storage.index import load_index, write_index
+from storage.npy import map_npy, write_npy
 from storage.reading import GenerationInfo, generation_paths
 from storage.vectors import ascending
 

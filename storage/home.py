@@ -1,4 +1,4 @@
-"""The home: the folder that holds a store's files, and how a file gets there durably.
+"""The home: the folder that holds a store's files.
 
 ::
 
@@ -8,24 +8,19 @@
     spaces/<fingerprint>/  the first 16 hexadecimal digits of the space's fingerprint
         parts/             vectors
         index/             published indexes
-
-A file is durable when its bytes, its name and its folder are: temporary name in the same folder,
-write, fsync, rename, fsync of the folder.
 """
 
-import errno
 import json
 import os
 import re
 import shutil
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 
-from storage.errors import CatalogError, DiskFull
+from storage.durable import write_durably
+from storage.errors import CatalogError
 
 FORMAT = 1
-Buffer = bytes | bytearray | memoryview
 
 # SQLite's locks and its shared memory are not to be trusted on these.
 NETWORK_FS = frozenset(
@@ -122,88 +117,6 @@ class Home:
         """Write ``store.json`` durably."""
         facts = json.dumps({"format": FORMAT, "store_id": store_id}, sort_keys=True)
         write_durably(self.store_json, facts.encode() + b"\n")
-
-
-def make_dir(path: str) -> None:
-    """Create a folder for the owner alone (0700) and the folders above it, durably.
-
-    Folders that exist already keep their permissions.
-    """
-    parent = os.path.dirname(path)
-    if os.path.isdir(path):
-        return
-    if parent != path:
-        make_dir(parent)
-    with suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-    fsync_dir(parent)
-
-
-def create_private(path: str) -> None:
-    """Make an empty file for the owner alone (0600), unless there is one of this name."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # never opens one: SQLite's locks would go
-    with suppress(FileExistsError):
-        os.close(os.open(path, flags, 0o600))
-
-
-def write_durably(path: str, data: Buffer) -> None:
-    """Write a whole file so that after a power cut it is the old one or the new one.
-
-    After an error the temporary file is gone for good: a failed fsync may have dropped the pages
-    that it could not write, so that a second fsync of the same file succeeds without them.
-
-    Raises
-    ------
-    DiskFull
-        The disk or the quota is full; an earlier file of this name is untouched.
-    OSError
-        Anything else that the system refuses.
-    """
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    try:
-        fd = os.open(temporary, flags, 0o600)
-        try:
-            write_all(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(temporary, path)
-    except BaseException as err:
-        with suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"no space left to write {path}; free some and run the command again"
-            ) from err
-        raise
-    fsync_dir(os.path.dirname(path))
-
-
-def write_all(fd: int, data: Buffer) -> int:
-    """Write all bytes, also where the system takes fewer at a time; return their number.
-
-    Raises
-    ------
-    OSError
-        The system refuses, e.g. ``ENOSPC``.
-    """
-    view = memoryview(data).cast("B")
-    done = 0
-    while done < len(view):
-        done += os.write(fd, view[done : done + (1 << 30)])
-    return done
-
-
-def fsync_dir(path: str) -> None:
-    """Make the names in a folder durable, where the system can (not on Windows)."""
-    if os.name == "nt":
-        return
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def free_bytes(path: str) -> int:

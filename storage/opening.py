@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, Engine, insert, select, text
 
 from storage.database import BEGIN, catalog_url, make_engine, now_clause, where
+from storage.durable import create_private
 from storage.errors import CatalogError, StoreMismatch
-from storage.home import FORMAT, NETWORK_FS, Home, create_private, fs_type, fsync_dir
+from storage.fs import fs
+from storage.home import FORMAT, NETWORK_FS, Home, fs_type
 from storage.migrations import Schema, upgrade
 from storage.tables import Part, Store
 
@@ -161,9 +163,9 @@ def _copy(source: str, target: str) -> None:
         reader.close()
         writer.close()
     with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
-    fsync_dir(os.path.dirname(target))
+        fs().fsync(file.fileno())
+    fs().replace(temporary, target)
+    fs().fsync_dir(os.path.dirname(target))
 
 
 def _nothing_yet(home: Home) -> CatalogError:

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from storage.catalog import Catalog
 from storage.dead import DEAD_SHARE, entered_rows
+from storage.durable import make_dir
 from storage.errors import SpaceError
-from storage.home import make_dir
 from storage.kinds import AUTO, IndexSpec, choose, outgrown, spec_of
 from storage.leases import Lease, check_lease
 from storage.reading import GenerationInfo, Rows, open_store, snapshot_in

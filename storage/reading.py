@@ -13,8 +13,8 @@ import numpy.typing as npt
 from sqlalchemy import Connection, Select, select
 
 from storage.catalog import Catalog
-from storage.durable import Array
 from storage.errors import IndexFileError, PartError, SpaceError
+from storage.npy import Array
 from storage.spaces import SpaceInfo
 from storage.tables import Generation, Part, Space
 from storage.vectors import PartInfo, VectorStore

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from storage.errors import WorkMismatch
 from storage.exports.errors import ExportError, plain_errors, shown
-from storage.home import fsync_dir, write_all
+from storage.fs import fs, open_stream, write_all
 from storage.work_plan import differences
 
 FORMAT: Final = 1
@@ -166,7 +166,7 @@ class RegionFolder:
     def close(self) -> None:
         """Remove the folder of unfinished files, unless another process has some there."""
         with suppress(OSError):
-            os.rmdir(self._making)
+            fs().rmdir(self._making)
 
     def _path(self, id: bytes) -> bytes:
         """Return where an image's regions lie: never outside of the folder."""
@@ -176,21 +176,20 @@ class RegionFolder:
 
     def _write(self, path: bytes, data: Any, mtime_ns: int | None = None) -> None:
         temporary = os.path.join(self._making, uuid.uuid4().hex.encode())
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         os.makedirs(self._making, exist_ok=True)
         try:
-            fd = os.open(temporary, flags, 0o666)
+            fd = fs().open_new(temporary, 0o666)
             try:
                 write_all(fd, data)
-                os.fsync(fd)
+                fs().fsync(fd)
             finally:
-                os.close(fd)
+                fs().close(fd)
             if mtime_ns is not None:
                 os.utime(temporary, ns=(mtime_ns, mtime_ns))
-            os.replace(temporary, path)
+            fs().replace(temporary, path)
         except BaseException:
             with suppress(OSError):
-                os.unlink(temporary)
+                fs().unlink(temporary)
             raise
 
     def _plan(self) -> dict[str, Any] | None:
@@ -231,7 +230,7 @@ class FailureList:
 
     def __enter__(self) -> Self:
         with plain_errors(self.path):
-            self._file = open(self._making, "wb")
+            self._file = open_stream(self._making)
             self._file.write(self._header)
         return self
 
@@ -251,13 +250,13 @@ class FailureList:
             with suppress(OSError):
                 self._file.close()
             with suppress(OSError):
-                os.unlink(self._making)
+                fs().unlink(self._making)
             return
         with plain_errors(self.path):
             self._file.flush()
-            os.fsync(self._file.fileno())
+            fs().fsync(self._file.fileno())
             self._file.close()
-            os.replace(self._making, self.path)
+            fs().replace(self._making, self.path)
             if not self.n:
-                os.unlink(self.path)
-            fsync_dir(os.path.dirname(self.path))
+                fs().unlink(self.path)
+            fs().fsync_dir(os.path.dirname(self.path))

@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, text, update
 
 from storage.catalog import Catalog, insert_into
+from storage.durable import make_dir
 from storage.errors import LeaseHeld, SpaceError
-from storage.home import make_dir
+from storage.fs import fs
 from storage.leases import Lease, check_lease
 from storage.space_names import recipe_name
 from storage.tables import Claim, Failure, Generation, Part, Space, SpaceKey, Vector
@@ -187,11 +188,11 @@ def drop_space(catalog: Catalog, lease: Lease, name: str) -> None:
         _delete_records(conn, space.id)
     for path in files:
         with suppress(FileNotFoundError):
-            os.unlink(path)
+            fs().unlink(path)
     home = catalog.home
     for folder_of in (home.parts_dir, home.index_dir, home.space_dir):
         with suppress(OSError):  # not empty: made again
-            os.rmdir(folder_of(space.fingerprint))
+            fs().rmdir(folder_of(space.fingerprint))
 
 
 def _take_turns(conn: Connection) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storage.durable import Array, file_checksum, map_npy, write_npy
+from storage.durable import file_checksum, make_dir
 from storage.errors import DiskFull, PartError
-from storage.home import free_bytes, fsync_dir, make_dir
+from storage.fs import fs
+from storage.home import free_bytes
+from storage.npy import Array, map_npy, write_npy
 
 DIGEST_BYTES = 32
 UNIT_TOLERANCE = 1e-3
@@ -159,7 +161,8 @@ class VectorStore:
             )
 
     def _make_room(self, needed: int) -> None:
-        make_dir(self.folder)
+        if not os.path.isdir(self.folder):  # the space was made with its folders
+            make_dir(self.folder)
         free = free_bytes(self.folder)
         if free < needed + self.reserve_bytes:
             raise DiskFull(
@@ -225,10 +228,10 @@ class VectorStore:
         """Delete a part's files, the vectors first, so that no half part looks whole."""
         for kind in ("", ".rows", ".ids"):
             try:
-                os.unlink(self.path(name, kind))
+                fs().unlink(self.path(name, kind))
             except FileNotFoundError:
                 continue
-        fsync_dir(self.folder)
+        fs().fsync_dir(self.folder)
 
 
 def off_unit(x: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:

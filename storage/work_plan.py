@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from storage.durable import write_durably
 from storage.errors import WorkMismatch
-from storage.home import write_durably
 
 FORMAT = 1
 SHOWN = 60

@@ -28,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from storage.durable import DurableFile
+from storage.durable import DurableFile, write_durably
 from storage.errors import PartError, StorageError, WorkMismatch
 from storage.folder_lock import LOCK, lock_folder
-from storage.home import fsync_dir, write_durably
+from storage.fs import fs, open_stream
 from storage.work_plan import is_planned, write_plan
 
 SUFFIX = ".partial"
@@ -40,7 +40,7 @@ Array = npt.NDArray[Any]
 
 _CHUNK = re.compile(r"(\d{12})-(\d+)-([0-9a-f]{32})-([0-9a-f]{32})\.npz")
 _OURS = re.compile(
-    rf"plan\.json(\..*)?|lock|failures\.tsv|assembling(\..*)?|{_CHUNK.pattern}(\.tmp)?"
+    rf"plan\.json(\..*)?|lock|failures\.tsv|assembling(\..*)?|{_CHUNK.pattern}(\..*)?"
 )
 
 
@@ -147,7 +147,7 @@ class WorkFolder:
             return found
         del self.finished[start]
         with suppress(FileNotFoundError):
-            os.unlink(self._inside(found.name))
+            fs().unlink(self._inside(found.name))
         return None
 
     def write(self, start: int, n: int, key: str, arrays: Mapping[str, Array]) -> Finished:
@@ -179,18 +179,18 @@ class WorkFolder:
     def cut(self, end: int) -> None:
         """Delete the chunks from an item on: the source has become shorter."""
         for start in [start for start in self.finished if start >= end]:
-            os.unlink(self._inside(self.finished.pop(start).name))
+            fs().unlink(self._inside(self.finished.pop(start).name))
 
     @contextmanager
     def placed(self, name: str, path: str) -> Iterator[BinaryIO]:
         """Write a file that appears under ``path``, on this file system, complete or not at all."""
         inside = self._inside(name)
-        with open(inside, "wb") as file:
+        with open_stream(inside) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(inside, path)
-        fsync_dir(os.path.dirname(path))
+            fs().fsync(file.fileno())
+        fs().replace(inside, path)
+        fs().fsync_dir(os.path.dirname(path))
 
     def read(self, chunk: Finished) -> dict[str, Array]:
         """Return the arrays of a chunk.
@@ -221,9 +221,9 @@ class WorkFolder:
         self._empty()
         self._is_ours = False  # another process may make it anew from now on
         with suppress(FileNotFoundError):
-            os.unlink(self._inside(LOCK))
+            fs().unlink(self._inside(LOCK))
         with suppress(OSError):
-            os.rmdir(self.path)
+            fs().rmdir(self.path)
 
     def _open(self) -> None:
         """Begin, or find what is there; a chunk that was being written is thrown away."""
@@ -238,7 +238,7 @@ class WorkFolder:
             return
         for name in os.listdir(self.path):
             if name.endswith(".tmp"):
-                os.unlink(self._inside(name))
+                fs().unlink(self._inside(name))
             elif found := _CHUNK.fullmatch(name):
                 start, n, key, checksum = found.groups()
                 self.finished[int(start)] = Finished(int(start), int(n), key, checksum)
@@ -249,7 +249,7 @@ class WorkFolder:
         with suppress(FileNotFoundError):
             for name in sorted(os.listdir(self.path), key=lambda name: name != "plan.json"):
                 if name != LOCK and _OURS.fullmatch(name):
-                    os.unlink(self._inside(name))
+                    fs().unlink(self._inside(name))
 
     def _checksum(self, chunk: Finished) -> str | None:
         total = xxhash.xxh3_128()

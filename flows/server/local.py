@@ -31,7 +31,7 @@ from flows.server.process import (
     nobody,
 )
 from flows.server.starting import start_server
-from storage.home import make_dir
+from storage.durable import make_dir
 
 if TYPE_CHECKING:
     from flows.settings import Settings

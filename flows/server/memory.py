@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from flows.server.process import POLL_S, STOP_S, Say, ServerError, nobody
-from storage.home import write_durably
+from storage.durable import write_durably
 from storage.owner import Owner, is_alive, this_process
 
 REMEMBERED = "server.json"

@@ -16,8 +16,9 @@ from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from storage import database, opening
 from storage.catalog import Catalog, insert_into
 from storage.database import catalog_url, where
+from storage.durable import make_dir
 from storage.errors import CatalogError, DiskFull, StoreMismatch
-from storage.home import Home, make_dir
+from storage.home import Home
 from storage.spaces import SpaceInfo
 from storage.tables import Part, Root, Space, SpaceKey, Store
 from tests.conftest import OpenCatalog

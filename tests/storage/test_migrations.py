@@ -26,8 +26,9 @@ from sqlalchemy.types import TypeEngine
 
 from storage.catalog import Catalog
 from storage.database import make_engine
+from storage.durable import create_private
 from storage.errors import CatalogError
-from storage.home import Home, create_private
+from storage.home import Home
 from storage.migrations import HEAD, REVISIONS, SCHEMA, Schema, upgrade
 from storage.tables import Base
 

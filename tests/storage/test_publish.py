@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from sqlalchemy import delete, func, insert, select, update
 
-from storage.durable import file_checksum, write_npy
+from storage.durable import file_checksum
 from storage.errors import IndexFileError, LeaseHeld, LeaseLost, PartError, SpaceError
 from storage.generation import load_generation
 from storage.leases import finish_run, start_run
+from storage.npy import write_npy
 from storage.publish import publish, publish_due, withdraw
 from storage.reading import generation_paths, snapshot
 from storage.runs import claim

@@ -1,0 +1,62 @@
+"""Npy files of vectors and rows: written durably, and mapped only after a check."""
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.durable import DurableFile
+from storage.errors import PartError
+
+Array = npt.NDArray[Any]
+
+
+def write_npy(path: str, array: Array) -> DurableFile:
+    """Write an array in C order as an npy file of version 1.0, durably."""
+    array = np.ascontiguousarray(array)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    with DurableFile(path) as file:
+        file.write(header.getvalue())
+        file.write(array.reshape(-1).view(np.uint8))
+    return file
+
+
+def map_npy(path: str, dtype: str, shape: tuple[int, ...], size_bytes: int | None = None) -> Array:
+    """Map an npy file for reading after a check of its header and size.
+
+    Returns
+    -------
+    array
+        ``np.memmap`` of the shape and little-endian dtype that were asked for.
+
+    Raises
+    ------
+    PartError
+        The file is missing (the cause is then ``FileNotFoundError``), or its dtype, order,
+        shape or size differ.  Checked first because a read past the end of a map is a signal.
+    """
+    try:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise PartError(f"{path} is an npy file of version {version}, not (1, 0)")
+            found, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
+            wanted = np.dtype(dtype)
+            if (found, fortran, found_dtype) != (shape, False, wanted):
+                order = "Fortran" if fortran else "C"
+                raise PartError(
+                    f"{path} holds {found_dtype} {found} in {order} order, "
+                    f"the catalog says {wanted} {shape} in C order"
+                )
+            size = os.fstat(file.fileno()).st_size
+            due = file.tell() + int(np.prod(shape)) * wanted.itemsize
+            if size != due or size_bytes not in (None, size):
+                raise PartError(f"{path} has {size} bytes instead of {size_bytes or due}")
+            return np.memmap(file, dtype=wanted, mode="r", offset=file.tell(), shape=shape)
+    except FileNotFoundError as error:
+        raise PartError(f"{path} is missing; `lookalike check --repair` sorts it out") from error
+    except (OSError, ValueError) as error:
+        raise PartError(f"{path} can't be read as npy: {error}") from error
