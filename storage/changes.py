@@ -5,6 +5,7 @@ there are.
 """
 
 import errno
+import heapq
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -98,6 +99,23 @@ def position(item: FileStat | Unreadable) -> bytes:
     if isinstance(item, Unreadable) and item.is_dir and item.path:
         return item.path + SEP
     return item.path
+
+
+def with_unlisted(
+    items: Iterable[FileStat | Unreadable], folders: Iterable[bytes]
+) -> Iterator[FileStat | Unreadable]:
+    """Yield a walk in which nothing can be said of some folders, whatever was seen in them.
+
+    They stand as `Unreadable` with ENODEV where what lies below them stood.
+    """
+    marks = sorted((Unreadable(path, errno.ENODEV, True) for path in folders), key=position)
+    unlisted = Unlisted()
+    for item in heapq.merge(marks, items, key=position):
+        if unlisted.hides(position(item)):
+            continue
+        if isinstance(item, Unreadable) and item.is_dir and item.path:
+            unlisted.meet(item)
+        yield item
 
 
 def nothing(path: bytes) -> bool:

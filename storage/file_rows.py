@@ -12,6 +12,7 @@ from storage.leases import Lease, check_lease
 from storage.roots import RootInfo, display, within
 from storage.runs import claim, release
 from storage.scan import FileStat, Signature
+from storage.scanned import missed_twice
 from storage.slices import sliced
 from storage.tables import Failure, File
 
@@ -111,17 +112,22 @@ def apply_changes(
 def prune_missing(conn: Connection, root_id: int, now: float, most: int | None = None) -> int:
     """Delete the root's files that have been missing for longer than their grace; return how many.
 
-    Their images stay: compaction drops those that nothing holds any more, with their vectors.
+    Two complete scans must have missed them, and the last one must have been able to look.  Their
+    images stay: compaction drops those that nothing holds any more, with their vectors.
 
     Parameters
     ----------
     most
         No more files than this, those with the lowest ids; None is all.
     """
+    seen = missed_twice(conn, root_id)
+    if seen is None:
+        return 0
     over = (
         File.root_id == root_id,
         File.state == "missing",
         File.missing_since < now - GRACE_S,
+        *seen,
     )
     # In the order of their ids, as every writer of files locks them.
     query = select(File.id).where(*over).order_by(File.id).limit(most).with_for_update()

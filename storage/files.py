@@ -1,31 +1,41 @@
 """Bring the catalog's files up to date with what lies in a root."""
 
+import errno
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from sqlalchemy import update
-
+from storage.absence import Absence
 from storage.catalog import Catalog
-from storage.changes import Change, Known, Reason, diff, nothing
+from storage.changes import GONE, Change, Known, Reason, diff, nothing, with_unlisted
 from storage.errors import RootUnavailable
 from storage.excludes import Excludes
 from storage.file_rows import apply_changes, known_files, prune_missing
-from storage.guard import count_live, guard_losses, lost_message, preflight
+from storage.guard import (
+    guard_losses,
+    lost_message,
+    preflight,
+    refuse_unreachable,
+    unmounted_inside,
+    went_away,
+)
 from storage.leases import Lease, check_lease
 from storage.manifest import read_manifest
+from storage.places import Place
+from storage.recognition import count_live
 from storage.roots import RootInfo, display
 from storage.runs import claim, release
 from storage.scan import SEP, FileStat, Unreadable, walk
+from storage.scanned import MAX_UNLISTED, record_scan
 from storage.spool import Spool
-from storage.tables import Root
 
 __all__ = ["ScanResult", "apply_changes", "known_files", "scan_root"]
 
 LOSSES = frozenset({Reason.MISSING, Reason.EXCLUDED})
 MAX_UNREADABLE = 100
+NOT_MOUNTED = "nothing is mounted there now"
 FUTURE_MARGIN_NS = 60_000_000_000
 """A clock that runs a minute ahead is no picture from the future."""
 
@@ -62,8 +72,9 @@ def scan_root(  # noqa: PLR0913 -- two say where, four how, one tells how far
     """Scan a root, or the sub-path of one, and bring the catalog's files up to date.
 
     Where losses are possible at all, nothing is written before the whole root was walked and found
-    trustworthy; losses come last, after another look at the root.  A complete scan then prunes the
-    files that have been missing for longer than `storage.file_rows.GRACE_S`.
+    trustworthy; losses come last, after another look at the root and for each file.  A complete
+    scan then prunes the files that two of them have missed, for longer than
+    `storage.file_rows.GRACE_S`.
 
     Parameters
     ----------
@@ -114,14 +125,17 @@ class _Scan:
     lost: int = 0
     unreadable_count: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
+    unmounted: list[bytes] = field(default_factory=list)
+    unlisted: list[bytes] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
 
     def run(self, *, dry: bool, lease: Lease | None) -> ScanResult:
         started = time.monotonic()
         root, catalog = self.root, self.catalog
-        place = _place(root)
-        preflight(catalog, root, confirm_missing=self.confirm)
+        place = preflight(catalog, root, confirm_missing=self.confirm)
         known_live = count_live(catalog, root) if root.id else 0
+        if place is not None and root.id and not self.confirm:
+            self.unmounted = unmounted_inside(catalog, root, place)
         with Spool() as held:
             # Only a root that has something to lose waits for the end of the walk.
             wait = known_live > 0
@@ -133,7 +147,7 @@ class _Scan:
             self._guard(known_live, place)
             if not dry:
                 self.reasons.update(apply_changes(catalog, root, self._told(held), lease=lease))
-                self._finish(lease)
+                self._finish(lease, place)
             else:
                 self.reasons.update(change.reason.value for change in held)
         return self._result(time.monotonic() - started)
@@ -163,7 +177,8 @@ class _Scan:
         if root.kind == "manifest":
             items = read_manifest(root.path)
         else:
-            items = walk(root.path, excludes=root.excludes, under=root.under, skip=self.skip)
+            walked = walk(root.path, excludes=root.excludes, under=root.under, skip=self.skip)
+            items = with_unlisted(walked, self.unmounted)
         for item in items:
             if isinstance(item, Unreadable):
                 self._note(item)
@@ -174,8 +189,12 @@ class _Scan:
             yield item
 
     def _told(self, held: Spool) -> Iterator[Change]:
+        """Yield what was held, without what proves to be there after all."""
+        absence = None if self.root.kind == "manifest" else Absence(self.root.path)
         for change in held:
             self._say()
+            if change.reason is Reason.MISSING and absence and not absence.confirms(change.path):
+                continue
             yield change
 
     def _say(self) -> None:
@@ -183,38 +202,46 @@ class _Scan:
             self.progress(self.scanned)
 
     def _note(self, item: Unreadable) -> None:
-        trouble = os.strerror(item.errno)
+        trouble = NOT_MOUNTED if item.errno == errno.ENODEV else os.strerror(item.errno)
         if item.is_dir and item.path == self.root.under:
             raise RootUnavailable(
                 f"{self.root.display} can't be read ({trouble}); nothing of it was changed"
             )
         self.unreadable_count += 1
+        if item.is_dir or item.errno not in GONE:
+            self.unlisted = [*self.unlisted[:MAX_UNLISTED], item.path]  # one too many says so
         if len(self.unreadable) < MAX_UNREADABLE:
             joint = b": " if self.root.kind == "manifest" else SEP
             self.unreadable.append((display(self.root.path + joint + item.path), trouble))
 
-    def _guard(self, known_live: int, place: tuple[int, int] | None) -> None:
+    def _guard(self, known_live: int, place: Place | None) -> None:
         """Look at the root once more, and at what it lost."""
         name = self.root.display
         if self.lost and not self.scanned and not self.confirm:
             raise RootUnavailable(lost_message(name, self.lost, known_live))
         guard_losses(known_live, self.lost, self.confirm, name=name)
-        preflight(self.catalog, self.root, confirm_missing=self.confirm)
-        if _place(self.root) != place:
+        refuse_unreachable(self.catalog, self.root, confirm_missing=self.confirm)
+        if place is not None and went_away(self.root, place):
             raise RootUnavailable(
                 f"{name} was replaced or mounted while it was scanned; nothing of it was changed. "
                 "Run again"
             )
 
-    def _finish(self, lease: Lease | None) -> None:
+    def _finish(self, lease: Lease | None, place: Place | None) -> None:
         if self.root.under:
             return
         with self.catalog.write() as conn:
             if lease is not None:
                 check_lease(conn, lease)
             now = self.catalog.now(conn)
+            record_scan(conn, self.root.id, now, self._recorded(place), self.unlisted)
             prune_missing(conn, self.root.id, now)
-            conn.execute(update(Root).where(Root.id == self.root.id).values(scanned_at=now))
+
+    def _recorded(self, place: Place | None) -> Place | None:
+        """Return the place for the next scan; what is not mounted now is still awaited."""
+        if place is None:
+            return None
+        return replace(place, inner=tuple(sorted({*place.inner, *self.unmounted})))
 
     def _result(self, duration_s: float) -> ScanResult:
         losses = sum(self.reasons[reason.value] for reason in LOSSES)
@@ -228,14 +255,3 @@ class _Scan:
             future=self.future,
             duration_s=duration_s,
         )
-
-
-def _place(root: RootInfo) -> tuple[int, int] | None:
-    """Return device and inode of a directory root; a manifest is rewritten by whoever keeps it."""
-    if root.kind == "manifest":
-        return None
-    try:
-        status = os.stat(root.path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

@@ -1,26 +1,24 @@
 """Roots: the directories and manifests that are indexed, and how their paths relate.
 
-Whether what a root shows now can be trusted is the business of ``storage.guard``.
+Whether what a root shows now can be trusted is the business of ``storage.guard``; they are moved
+and removed in ``storage.moving``.
 """
 
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, insert, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute
 
 from storage.catalog import Catalog
-from storage.errors import LeaseHeld, RootError
+from storage.errors import RootError
 from storage.excludes import Excludes
-from storage.leases import reap
 from storage.manifest import read_manifest
 from storage.scan import SEP, has_suffix, refuse_home
-from storage.tables import Claim, Failure, File, Root
+from storage.tables import Root
 
 AFTER_SEP = bytes([SEP[0] + 1])
-SAMPLE = 16
-"""Known files that are looked for when a root moves."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def resolve_root(
         is the home or lies in it, a glob names nothing, or globs are given for a sub-path.
     """
     path = os.path.realpath(path)
-    kind = kind or _kind(path)
+    kind = kind or kind_of(path)
     Excludes(excludes)  # raises what a scan would
     if home is not None and kind != "manifest":
         refuse_home(os.fsencode(home), path)
@@ -188,66 +186,6 @@ def find_root(catalog: Catalog, path: bytes) -> RootInfo:
     raise RootError(f"{display(path)} is not in any root; `lookalike roots` lists them")
 
 
-def remove_root(catalog: Catalog, path: bytes) -> int:
-    """Forget a root and its files; images and vectors that nothing holds then go by compaction.
-
-    Returns
-    -------
-    int
-        The number of files that were known.
-
-    Raises
-    ------
-    RootError
-        The path is no root.
-    LeaseHeld
-        A run is scanning it.
-    """
-    root = _exactly(catalog, path)
-    reap(catalog)
-    files = select(File.id).where(File.root_id == root.id)
-    with catalog.write() as conn:
-        _refuse_busy(conn, root)
-        conn.execute(delete(Failure).where(Failure.stage == "read", Failure.file_id.in_(files)))
-        conn.execute(delete(Claim).where(Claim.kind == "file", Claim.subject_id.in_(files)))
-        removed = conn.execute(delete(File).where(File.root_id == root.id)).rowcount
-        conn.execute(delete(Root).where(Root.id == root.id))
-    return removed
-
-
-def move_root(catalog: Catalog, old: bytes, new: bytes) -> RootInfo:
-    """Say that a root now lies elsewhere; nothing is read or extracted again for it.
-
-    Raises
-    ------
-    RootError
-        ``old`` is no root, ``new`` overlaps another one, or fewer than half of up to 16 known
-        files are there.
-    LeaseHeld
-        A run is scanning the root.
-    """
-    root = _exactly(catalog, old)
-    reap(catalog)
-    others = [other for other in list_roots(catalog) if other.id != root.id]
-    moved = resolve_root(others, new, kind=root.kind, home=catalog.home.path)
-    if moved.id or _kind(moved.path) != root.kind:
-        raise RootError(f"{display(new)} can't take the place of the {root.kind} {root.display}")
-    with catalog.read() as conn:
-        sample = _sample(conn, root.id) if root.kind == "directory" else []
-    found = sum(os.path.lexists(os.path.join(moved.path, name)) for name in sample)
-    if found * 2 < len(sample):
-        raise RootError(
-            f"only {found} of {len(sample)} files of {root.display} that were looked for are in "
-            f"{moved.display}; nothing was changed"
-        )
-    with catalog.write() as conn:
-        _refuse_busy(conn, root)
-        conn.execute(
-            update(Root).where(Root.id == root.id).values(path=moved.path, display=moved.display)
-        )
-    return replace(root, path=moved.path)
-
-
 def roots_in(conn: Connection) -> list[RootInfo]:
     """Return all roots as an open transaction sees them, in the order of their paths."""
     rows = conn.execute(select(Root.id, Root.path, Root.kind, Root.excludes).order_by(Root.path))
@@ -263,38 +201,16 @@ def _part(root: RootInfo, path: bytes, excludes: Sequence[str]) -> RootInfo:
     return replace(root, under=os.path.relpath(path, root.path))
 
 
-def _kind(path: bytes) -> str:
+def kind_of(path: bytes) -> str:
+    """Return what lies at a path: ``directory``, ``picture`` by its name, else ``manifest``.
+
+    Raises
+    ------
+    RootError
+        Neither a directory nor a regular file is there.
+    """
     if os.path.isdir(path):
         return "directory"
     if os.path.isfile(path):
         return "picture" if has_suffix(os.path.basename(path)) else "manifest"
     raise RootError(f"{display(path)} is neither a directory nor a manifest file")
-
-
-def _exactly(catalog: Catalog, path: bytes) -> RootInfo:
-    root = find_root(catalog, path)
-    if root.under:
-        raise RootError(f"{root.display} is no root, but a part of {display(root.path)}")
-    return root
-
-
-def _refuse_busy(conn: Connection, root: RootInfo) -> None:
-    query = select(Claim.run_id).where(Claim.kind == "root", Claim.subject_id == root.id)
-    holder = conn.execute(query).scalar()
-    if holder is not None:
-        raise LeaseHeld(f"{root.display} is being scanned by run {holder}; try again later")
-
-
-def _sample(conn: Connection, root_id: int) -> list[bytes]:
-    """Return paths of up to 16 live files, spread over all that are known."""
-    live = and_(File.root_id == root_id, File.state == "live")
-    first = conn.execute(select(func.min(File.id)).where(live)).scalar()
-    last = conn.execute(select(func.max(File.id)).where(live)).scalar()
-    if first is None or last is None:
-        return []
-    starts = {first + (last - first) * i // (SAMPLE - 1) for i in range(SAMPLE)}
-    paths: set[bytes] = set()
-    for start in sorted(starts):
-        query = select(File.path).where(live, File.id >= start).order_by(File.id).limit(1)
-        paths.update(conn.execute(query).scalars())
-    return sorted(paths)

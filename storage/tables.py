@@ -71,6 +71,12 @@ class Root(Base):
     added_at: Mapped[float]
     scanned_at: Mapped[float | None]
     """When the last complete scan ended."""
+    scanned_before_at: Mapped[float | None]
+    """When the complete scan before that ended."""
+    place: Mapped[dict[str, Any] | None]
+    """Where it lay at the last complete scan; see ``storage.places``."""
+    unlisted: Mapped[dict[str, Any] | None]
+    """``{"paths": [...]}``, where that scan could not look; null there: they were too many."""
 
 
 class File(Base):

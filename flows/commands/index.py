@@ -25,7 +25,9 @@ from flows.commands.running import ENGINE, RECIPE, TELLING, carry_out, options
 @options(*RECIPE, *ENGINE)
 @click.option("--exclude", "excludes", multiple=True, metavar="GLOB", help="Leave out; repeatable.")
 @click.option("--index-spec", metavar="FACTORY", help="FAISS index_factory string; publishes.")
-@click.option("--confirm-missing", is_flag=True, help="Accept that most files of a root are gone.")
+@click.option(
+    "--confirm-missing", is_flag=True, help="Accept that most files of a root are gone or others."
+)
 @options(*TELLING)
 @click.pass_context
 def command(ctx: click.Context, /, **typed: Any) -> None:

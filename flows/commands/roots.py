@@ -68,7 +68,7 @@ def list_command(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def move_command(ctx: click.Context, old: str, new: str) -> None:
     """Say that the root OLD now lies at NEW; nothing is read or extracted again."""
-    from storage.roots import move_root
+    from storage.moving import move_root
 
     before, after = absolute([old, new])
     with opened(ctx, write=True) as catalog:
@@ -91,7 +91,7 @@ def remove_command(ctx: click.Context, path: str) -> None:
 
     Vectors that no other root's files need are freed by `lookalike compact`.
     """
-    from storage.roots import remove_root
+    from storage.moving import remove_root
 
     [wanted] = absolute([path])
     with opened(ctx, write=True) as catalog:

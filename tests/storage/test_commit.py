@@ -17,9 +17,9 @@ from storage.commit import CommitResult, FailedItem, FileRead, commit_chunk
 from storage.errors import LeaseLost, SpaceError
 from storage.failures import list_failures
 from storage.leases import Lease, finish_run, start_run
+from storage.moving import remove_root
 from storage.outcomes import Before, decide
 from storage.pending import pending_counts
-from storage.roots import remove_root
 from storage.scan import Signature
 from storage.spaces import SpaceInfo, drop_space, ensure_space
 from storage.tables import Failure, File, Image, Part, Run, Space, Vector

@@ -17,8 +17,8 @@ from storage.catalog import Catalog
 from storage.chunks import Chunk, claim_chunk, give_back, pending_elsewhere, still_claimed
 from storage.commit import FailedItem, FileRead, commit_chunk
 from storage.leases import Lease, end_runs_of, finish_run, start_run
+from storage.moving import remove_root
 from storage.pending import Scope, known_digest, pending_counts
-from storage.roots import remove_root
 from storage.runs import claim
 from storage.spaces import SpaceInfo
 from storage.tables import Claim, File, Image, Space, Vector

@@ -7,8 +7,10 @@ from storage.catalog import Catalog
 from storage.errors import LeaseHeld, ManifestError, RootError, RootUnavailable
 from storage.failures import list_failures
 from storage.files import scan_root
-from storage.guard import count_live, guard_losses, preflight
+from storage.guard import guard_losses, preflight
 from storage.leases import Lease, start_run
+from storage.moving import move_root, remove_root
+from storage.recognition import count_live
 from storage.roots import (
     RootInfo,
     add_root,
@@ -16,8 +18,6 @@ from storage.roots import (
     find_root,
     inside,
     list_roots,
-    move_root,
-    remove_root,
     resolve_root,
 )
 from storage.runs import claim, release
