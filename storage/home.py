@@ -151,6 +151,7 @@ def fs_type(path: str, mounts: str = "/proc/self/mounts") -> str:
 
 def _existing(path: str) -> str:
     """Return the path, or the nearest folder above it that exists."""
+    path = os.path.abspath(path)
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return path

@@ -8,24 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flows.batch.failing import Failed, from_json
+from flows.batch.pictures import picture_of
 from flows.batch.pieces import Piece
 from flows.batch.working import Done
 from flows.errors import Stopped
 from flows.job.engines import Engines, cores, opened
 from storage.exports.records import Records
-from storage.sources.items import BadPixels, Item, Source
+from storage.sources.items import Item, Source
 
 if TYPE_CHECKING:
     from extractor.engine import Engine
     from extractor.extract import Extracted
-    from extractor.loader import Source as Picture
     from extractor.models import Model
 
 Array = NDArray[Any]
@@ -87,7 +86,7 @@ class Extractor:
         waited: list[float] = []
         with ExitStack() as seats:
             extracted = extract(
-                [self._picture(i, item) for i, item in items.items()],
+                [picture_of(self._source, i, item) for i, item in items.items()],
                 wants=lambda _digest: True,
                 preprocess=self._recipe.model.preprocess,
                 engine=lambda: self._engine(seats, waited),
@@ -99,13 +98,6 @@ class Extractor:
         if waited:
             seconds["model"] -= waited[0]
         return _done(piece, extracted, seconds, self._spans())
-
-    def _picture(self, key: int, item: Item) -> "Picture":
-        from extractor.loader import Source as Picture
-
-        if item.row is None:
-            return Picture(key, item.path)
-        return Picture(key, b"", partial(_pixels, self._source, item.row))
 
     def _engine(self, seats: ExitStack, waited: list[float]) -> "Engine":
         """Return the engine of a device that is free; the piece before may still have it."""
@@ -130,16 +122,6 @@ class Extractor:
     def _spans(self) -> list[slice]:
         ends = np.cumsum([spec.dim for spec in self._recipe.model.specs]).tolist()
         return list(map(slice, [0, *ends[:-1]], ends))
-
-
-def _pixels(source: Source, row: int) -> NDArray[np.uint8]:
-    from extractor.reading import Failure, Unread
-
-    try:
-        return source.pixels(row)
-    except BadPixels as error:
-        failure = Failure("read", error.failure_class, error.message, transient=False)
-        raise Unread(failure) from error
 
 
 def _done(

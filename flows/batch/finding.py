@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from copy import deepcopy
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -16,16 +15,16 @@ from numpy.typing import NDArray
 
 from flows.batch.failing import Failed
 from flows.batch.options import BatchOptions
+from flows.batch.pictures import picture_of
 from flows.batch.pieces import Piece
 from flows.batch.working import Done
 from flows.errors import Stopped
 from flows.job.engines import Engines, cores, opened
 from storage.roots import display
-from storage.sources.items import BadPixels, Item, Source
+from storage.sources.items import Item, Source
 
 if TYPE_CHECKING:
     from extractor.detectors import Detector
-    from extractor.loader import Source as Picture
     from extractor.regions import Detected, RegionEngine, Regions
 
 Array = NDArray[Any]
@@ -79,7 +78,7 @@ class Finder:
         waited: list[float] = []
         with ExitStack() as seats:
             detected = detect(
-                [self._picture(key, item) for key, item in items.items()],
+                [picture_of(self._source, key, item) for key, item in items.items()],
                 transform=network.transform,
                 engine=lambda: self._engine(seats, waited),
                 wants=wants,
@@ -93,13 +92,6 @@ class Finder:
         if waited:
             seconds["model"] -= waited[0]  # another piece's work, which that one counts
         return dict(seconds)
-
-    def _picture(self, key: int, item: Item) -> "Picture":
-        from extractor.loader import Source as Picture
-
-        if item.row is None:
-            return Picture(key, item.path)
-        return Picture(key, b"", partial(_pixels, self._source, item.row))
 
     def _engine(self, seats: ExitStack, waited: list[float]) -> "RegionEngine":
         options = self._options
@@ -118,16 +110,6 @@ class Finder:
     def _check(self) -> None:
         if self._ending.is_set():
             raise Stopped
-
-
-def _pixels(source: Source, row: int) -> NDArray[np.uint8]:
-    from extractor.reading import Failure, Unread
-
-    try:
-        return source.pixels(row)
-    except BadPixels as error:
-        failure = Failure("read", error.failure_class, error.message, transient=False)
-        raise Unread(failure) from error
 
 
 def items_of(piece: Piece) -> dict[int, Item]:

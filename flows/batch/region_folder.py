@@ -14,9 +14,7 @@ from flows.batch.failing import HEADER, SUFFIX, Failed
 from flows.batch.finding import Finder, arrays_of, items_of
 from flows.batch.flight import in_flight
 from flows.batch.pieces import Piece
-from flows.batch.working import BatchJob
-from flows.errors import FlowError
-from flows.job.steps import MOST_SLOTS
+from flows.batch.working import BatchJob, count_items, slots
 from storage.region_files import BadName, FailureList, Header, RegionFolder
 from storage.roots import display
 from storage.sources.items import Item, Unreadable
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 PIECE = 64
 """Images that are worked on together; each is finished for itself."""
-SAY_EVERY = 1000
 
 
 @dataclass
@@ -57,20 +54,17 @@ def fill(job: BatchJob, source: Source, detector: "Detector") -> None:
     Stopped
         The run was asked to stop; everything finished is kept.
     """
-    from extractor.device import devices
-
     batch, report = job.options, job.report
     spec = detector.spec
     anew = batch.overwrite or batch.restart
     folder = RegionFolder(batch.out, spec.to_json(), detector.class_names, overwrite=anew)
     finder = Finder(source, detector, batch, job.ending)
     filler = _Filler(job, folder, finder, spec.fingerprint)
-    job.progress.pending(_count(job, source))
-    slots = min(len(devices(batch.device)), MOST_SLOTS)
+    job.progress.pending(count_items(job, source))
     pieces = _pieces(source.items(batch.shard), batch.chunk_size or PIECE)
     path = _failures_path(job)
     with closing(folder), FailureList(path, HEADER) as failures:
-        with closing(in_flight(filler, pieces, slots, job.ending)) as results:
+        with closing(in_flight(filler, pieces, slots(batch.device), job.ending)) as results:
             for filled, _ in results:
                 _tell(report, filled)
                 for _, failed in sorted(filled.failed.items()):
@@ -183,20 +177,3 @@ def _failures_path(job: BatchJob) -> str:
     batch = job.options
     part = "" if batch.shard is None else f".{batch.shard.index}-of-{batch.shard.count}"
     return f"{os.path.abspath(batch.out)}{part}{SUFFIX}"
-
-
-def _count(job: BatchJob, source: Source) -> int:
-    """Return how many items there are, looked through where the source does not know."""
-    shard, said = job.options.shard, source.description
-    hint = source.count_hint() if shard is None else None
-    n = hint or 0
-    if hint is None:
-        with job.spent("scan"):
-            for n, _ in enumerate(source.items(shard), 1):
-                if n % SAY_EVERY == 0:
-                    job.check()
-                    job.progress.scanning(said, n)
-            job.progress.scanned(said, n)
-    if not n and shard is None:
-        raise FlowError(f"{said}: no images are there")
-    return n

@@ -152,8 +152,7 @@ def work_through(
     Stopped
         The run was asked to stop; everything finished is kept.
     """
-    with job.spent("scan"):
-        total = _count(job, source)
+    total = count_items(job, source)
     left = total - sum(chunk.n for chunk in work.finished.values())
     job.progress.pending(max(left, 0))
     _check_disk(job, (total + max(left, 0)) * item_bytes)
@@ -164,7 +163,7 @@ def work_through(
         job.report.kept += chunk.n
 
     pieces = pieces_left(source.items(job.options.shard), work, size, kept)
-    with closing(in_flight(do, pieces, _slots(job.options.device), job.ending)) as results:
+    with closing(in_flight(do, pieces, slots(job.options.device), job.ending)) as results:
         for done, seconds in results:
             _keep(job, work, done)
             if not job.ending.is_set():
@@ -184,16 +183,23 @@ def _keep(job: BatchJob, work: WorkFolder, done: Done) -> None:
     report.extracted += len(piece.items) - len(done.failures)
 
 
-def _count(job: BatchJob, source: Source) -> int:
-    """Return how many items there are, looked through where the source does not know."""
+def count_items(job: BatchJob, source: Source) -> int:
+    """Return how many items there are, looked through where the source does not know.
+
+    Raises
+    ------
+    FlowError
+        There are none.
+    """
     shard, said = job.options.shard, source.description
     n = source.count_hint() if shard is None else None
     if n is None:
         n = 0
-        for n, _ in enumerate(source.items(shard), 1):
-            if n % SAY_EVERY == 0:
-                job.check()
-                job.progress.scanning(said, n)
+        with job.spent("scan"):
+            for n, _ in enumerate(source.items(shard), 1):
+                if n % SAY_EVERY == 0:
+                    job.check()
+                    job.progress.scanning(said, n)
         job.progress.scanned(said, n)
     if not n and shard is None:
         raise FlowError(f"{said}: no images are there")
@@ -209,7 +215,8 @@ def _check_disk(job: BatchJob, needed: int) -> None:
         )
 
 
-def _slots(device: str) -> int:
+def slots(device: str) -> int:
+    """Return how many pieces may be worked on at once: one on each device."""
     from extractor.device import devices
 
     return min(len(devices(device)), MOST_SLOTS)

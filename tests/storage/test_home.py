@@ -156,6 +156,12 @@ def test_free_space_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -
     assert abs(asked - told) < 1 << 30
 
 
+def test_free_bytes_takes_a_relative_name_that_is_not_there_yet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert free_bytes("not/yet") > 0
+    assert fs_type("not/yet") == fs_type(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("path", "kind"),
     [

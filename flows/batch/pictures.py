@@ -1,0 +1,31 @@
+"""Items of a source as what the extractor loads: a file, or a row of an array."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.sources.items import BadPixels, Item, Source
+
+if TYPE_CHECKING:
+    from extractor.loader import Source as Picture
+
+
+def picture_of(source: Source, key: int, item: Item) -> "Picture":
+    """Return what to load for an item, known by ``key``; a row is read when its turn comes."""
+    from extractor.loader import Source as Picture
+
+    if item.row is None:
+        return Picture(key, item.path)
+    return Picture(key, b"", partial(_pixels, source, item.row))
+
+
+def _pixels(source: Source, row: int) -> NDArray[np.uint8]:
+    from extractor.reading import Failure, Unread
+
+    try:
+        return source.pixels(row)
+    except BadPixels as error:
+        failure = Failure("read", error.failure_class, error.message, transient=False)
+        raise Unread(failure) from error
