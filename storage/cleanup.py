@@ -8,7 +8,9 @@ from contextlib import suppress
 from sqlalchemy import Connection, delete, select
 
 from storage.catalog import Catalog
+from storage.durable import delete_durably
 from storage.fs import fs
+from storage.home import Home
 from storage.leases import Lease, check_lease
 from storage.reading import generation_paths, open_store
 from storage.slices import sliced
@@ -30,6 +32,7 @@ def delete_old_files(catalog: Catalog, lease: Lease, *, keep_s: float = KEEP_S) 
     for space in list_spaces(catalog):
         deleted += _delete_replaced(catalog, lease, space, keep_s)
         deleted += _delete_orphans(orphans(catalog, space), keep_s)
+    deleted += _delete_orphans(_unfinished(catalog.home), keep_s)
     return deleted + _delete_dropped(catalog, keep_s)
 
 
@@ -43,8 +46,7 @@ def _delete_replaced(catalog: Catalog, lease: Lease, space: SpaceInfo, keep_s: f
         store.remove(name)
     folder = catalog.home.index_dir(space.fingerprint)
     for name in generations.values():
-        for path in generation_paths(folder, name):
-            _unlink(path)
+        delete_durably(*generation_paths(folder, name))
     if parts or generations:
         with catalog.write() as conn:
             check_lease(conn, lease)
@@ -79,6 +81,11 @@ def orphans(catalog: Catalog, space: SpaceInfo) -> list[str]:
         )
         unnamed = [path for path in seen if os.path.basename(path).split(".")[0] not in known]
         return _of_ended_runs(conn, unnamed)
+
+
+def _unfinished(home: Home) -> list[str]:
+    """Return the files in the home itself that were never finished."""
+    return [path for path in _files_in(home.path) if path.endswith(".tmp")]
 
 
 def _delete_dropped(catalog: Catalog, keep_s: float) -> int:
@@ -128,12 +135,6 @@ def _delete_orphans(paths: list[str], keep_s: float) -> int:
     for path in paths:
         with suppress(FileNotFoundError):
             if os.lstat(path).st_mtime <= time.time() - keep_s:
-                _unlink(path)
+                delete_durably(path)
                 deleted += 1
     return deleted
-
-
-def _unlink(path: str) -> None:
-    with suppress(FileNotFoundError):
-        fs().unlink(path)
-        fs().fsync_dir(os.path.dirname(path))

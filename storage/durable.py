@@ -52,7 +52,7 @@ class DurableFile:
         try:
             self._fd = fs().open_new(self._temporary)
         except OSError as error:
-            raise self._trouble(error) from error
+            raise trouble_with(self.path, error) from error
         return self
 
     def write(self, data: Any) -> int:
@@ -60,7 +60,7 @@ class DurableFile:
         try:
             written = write_all(self._fd, data)
         except OSError as error:
-            raise self._trouble(error) from error
+            raise trouble_with(self.path, error) from error
         self._hash.update(data)
         self.size_bytes += written
         return written
@@ -75,7 +75,7 @@ class DurableFile:
             self._finish(abandoned=kind is not None)
         except OSError as trouble:
             if kind is None:  # else what was wrong before is told
-                raise self._trouble(trouble) from trouble
+                raise trouble_with(self.path, trouble) from trouble
 
     def _finish(self, *, abandoned: bool) -> None:
         try:
@@ -97,10 +97,34 @@ class DurableFile:
         with suppress(OSError):
             fs().unlink(self._temporary)
 
-    def _trouble(self, error: OSError) -> StorageError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return DiskFull(f"no space left to write {self.path}; make room and run again")
-        return StorageError(f"{self.path} can't be written: {error.strerror}")
+
+def trouble_with(path: str, error: OSError) -> StorageError:
+    """Return what to tell a person about a file or folder that can't be changed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"no space left to write {path}; make room and run again")
+    return StorageError(f"{path} can't be written: {error.strerror}")
+
+
+def delete_durably(*paths: str) -> None:
+    """Delete files of one folder, in this order, those that are there.
+
+    Raises
+    ------
+    StorageError
+        The system refuses.
+    """
+    for path in paths:
+        try:
+            with suppress(FileNotFoundError):
+                fs().unlink(path)
+        except OSError as error:
+            raise StorageError(f"{path} can't be deleted: {error.strerror}") from error
+    folder = os.path.dirname(paths[-1])
+    try:
+        with suppress(FileNotFoundError):
+            fs().fsync_dir(folder)
+    except OSError as error:
+        raise trouble_with(folder, error) from error
 
 
 def write_durably(path: str, data: Buffer) -> None:
@@ -131,14 +155,28 @@ def make_dir(path: str) -> None:
 
     Folders that exist already keep their permissions.  Their names are synced all the same: whoever
     made one may have been killed before it was durable.
+
+    Raises
+    ------
+    DiskFull
+        The disk or the quota is full.
+    StorageError
+        Anything else that the system refuses.
     """
+    try:
+        _make_dir(path)
+    except OSError as error:
+        raise trouble_with(path, error) from error
+
+
+def _make_dir(path: str) -> None:
     parent = os.path.dirname(path)
     if os.path.isdir(path):
         with suppress(PermissionError):  # none of ours: a folder of all homes, for example
             fs().fsync_dir(parent)
         return
     if parent != path:
-        make_dir(parent)
+        _make_dir(parent)
     with suppress(FileExistsError):
         fs().mkdir(path, 0o700)
     fs().fsync_dir(parent)

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, text, update
 
 from storage.catalog import Catalog, insert_into
-from storage.durable import make_dir
+from storage.durable import delete_durably, make_dir
 from storage.errors import LeaseHeld, SpaceError
 from storage.fs import fs
 from storage.leases import Lease, check_lease
@@ -187,8 +187,7 @@ def drop_space(catalog: Catalog, lease: Lease, name: str) -> None:
         files = _files_below(catalog.home.space_dir(space.fingerprint))
         _delete_records(conn, space.id)
     for path in files:
-        with suppress(FileNotFoundError):
-            fs().unlink(path)
+        delete_durably(path)
     home = catalog.home
     for folder_of in (home.parts_dir, home.index_dir, home.space_dir):
         with suppress(OSError):  # not empty: made again

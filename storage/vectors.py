@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storage.durable import file_checksum, make_dir
+from storage.durable import delete_durably, file_checksum, make_dir
 from storage.errors import DiskFull, PartError
-from storage.fs import fs
 from storage.home import free_bytes
 from storage.npy import Array, map_npy, write_npy
 
@@ -226,12 +225,7 @@ class VectorStore:
 
     def remove(self, name: str) -> None:
         """Delete a part's files, the vectors first, so that no half part looks whole."""
-        for kind in ("", ".rows", ".ids"):
-            try:
-                fs().unlink(self.path(name, kind))
-            except FileNotFoundError:
-                continue
-        fs().fsync_dir(self.folder)
+        delete_durably(*(self.path(name, kind) for kind in ("", ".rows", ".ids")))
 
 
 def off_unit(x: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
