@@ -6,6 +6,7 @@ everything heavy is imported inside the commands.
 
 import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -14,6 +15,7 @@ from typing import NoReturn
 import click
 
 from flows.commands.base import Group, common_options
+from flows.commands.show import printable
 
 COMMANDS = {
     "index": ("flows.commands.index:command", "Bring the index up to date with the roots."),
@@ -147,7 +149,9 @@ def _run() -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        click.echo("\n".join(map(printable, said.getvalue().split("\n"))), err=True, nl=False)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return _say("interrupted", 130)
@@ -193,8 +197,7 @@ def expected_code(error: BaseException) -> int | None:
 
 
 def _say(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    click.echo(f"lookalike: {line}", err=True)
+    click.echo(f"lookalike: {printable(' '.join(message.split()))}", err=True)
     return code
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from flows.commands.show import printable
 from flows.job.progress import counted
 from flows.job.report import TELLING_S
 from flows.job.troubles import Troubles
@@ -89,7 +90,8 @@ class BatchReport(Troubles):
         """Return the report for a terminal: a line for the whole, and one for each matter."""
         lines = [self._headline()]
         lines += [f"  {word:<11}{said}" for word, said in self._matters() if said]
-        return "\n".join([*lines, *([self.limits] if self.limits else []), *self.warnings])
+        lines += [self.limits] if self.limits else []
+        return "\n".join(map(printable, [*lines, *self.warnings]))
 
     def _headline(self) -> str:
         but = BUT.get(self.exit_code())

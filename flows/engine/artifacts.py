@@ -22,6 +22,7 @@ from prefect.artifacts import (
 )
 from prefect.exceptions import PrefectException
 
+from flows.commands.show import printable
 from flows.job.parameters import safe
 from flows.job.progress import Progress
 from flows.job.told import Told
@@ -126,7 +127,7 @@ def failure_table(failures: Mapping[str, int], catalog: Catalog, run_id: str) ->
     examples: dict[str, str] = {}
     for failure in list_failures(catalog, limit=LOOKED_AT, run_id=run_id) if failures else ():
         line = f"{os.fsdecode(failure.path)}: {failure.message}"
-        examples.setdefault(failure.failure_class, safe(line))
+        examples.setdefault(failure.failure_class, printable(line))
     ordered = sorted(failures.items(), key=lambda item: (-item[1], item[0]))
     rows = [
         {"class": name, "count": count, "example": examples.get(name, "")}

@@ -12,10 +12,10 @@ from prefect.context import TagsContext
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
+from flows.commands.show import printable
 from flows.engine.artifacts import ProgressArtifact, Table, publish_report
 from flows.engine.call import Call, carrying_out, current_call
 from flows.engine.labels import Tagging
-from flows.job.parameters import safe
 from flows.job.patience import patiently
 from flows.job.progress import Progress, counted
 from flows.job.signals import stop_on_signals
@@ -62,7 +62,7 @@ def job_state(options_of: Callable[[], Asked], job: FlowJob) -> State[dict[str, 
             call.error = error
         if getattr(error, "exit_code", None) is None:  # a bug
             get_run_logger().exception("The job has ended by an error that nobody expected")
-        return Failed(message=_short(safe(f"{type(error).__name__}: {error}")))
+        return Failed(message=_short(printable(f"{type(error).__name__}: {error}")))
 
 
 def _on_its_own(options: Asked, job: FlowJob) -> State[dict[str, Any]]:
@@ -87,7 +87,7 @@ def _carried_out(call: Call, job: FlowJob) -> State[dict[str, Any]]:
             shown.complete()
     log = get_run_logger()
     for warning in report.warnings:
-        log.warning("%s", safe(warning))
+        log.warning("%s", printable(warning))
     if call.api_answers():
         tagging.send()
         tables = lambda: job.tables(report, call.bench.catalog)  # noqa: E731
@@ -97,12 +97,12 @@ def _carried_out(call: Call, job: FlowJob) -> State[dict[str, Any]]:
 
 def final_state(report: Told, line: str) -> State[dict[str, Any]]:
     """Return the state that tells how a run ended; ``line`` says it in short."""
-    said = _short(safe(line))
+    said = _short(printable(line))
     warned = _warned(report.warnings)
     if report.interrupted:
         return Cancelled(message=f"{said}; the next run goes on from here{warned}")
     if report.exit_code() in FAILS:
-        troubles = _short(safe("; ".join(report.trouble_lines())))
+        troubles = _short("; ".join(report.trouble_lines()))
         return Failed(message=f"{troubles or said}{warned}")
     return Completed(message=f"{said}{warned}", data=report.to_json())
 
@@ -111,7 +111,7 @@ def _warned(warnings: Sequence[str]) -> str:
     """Return how many warnings there are, and the first of them."""
     if not warnings:
         return ""
-    return f"; {counted(len(warnings), 'warning')}: {_short(safe(warnings[0]))}"
+    return f"; {counted(len(warnings), 'warning')}: {_short(printable(warnings[0]))}"
 
 
 def _short(text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from flows.commands.show import printable
 from flows.errors import NO_ROOT, FlowError
 from flows.job.loop import IndexOptions
 from flows.job.progress import counted
@@ -59,7 +60,7 @@ class Plan:
                 f"{scan['root']}: {counted(scan['scanned'], 'file')}, {reasons or 'no changes'}"
             )
         lines += map(_line, self.spaces)
-        return "\n".join([*lines, "nothing was touched"])
+        return "\n".join([*map(printable, lines), "nothing was touched"])
 
 
 def _line(space: dict[str, Any]) -> str:

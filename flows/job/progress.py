@@ -8,6 +8,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Literal, Self
 
+from flows.commands.show import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
@@ -94,6 +96,7 @@ class Progress:
 
     def scanned(self, root: str, n: int | None) -> None:
         """Say that a scan has ended, with ``n`` files; None where it says nothing of the root."""
+        root = printable(root)
         with self._lock:
             if self._bars is not None:
                 self._update(self._bars, f"scan {root}", n or 0, n or 0, counted(n or 0, "file"))
@@ -134,6 +137,7 @@ class Progress:
 
     def note(self, line: str) -> None:
         """Write one line above the bars; silent kinds keep it to themselves."""
+        line = printable(line)
         with self._lock:
             if self.kind == "bars":
                 self.console.print(line, markup=False, highlight=False)
@@ -154,6 +158,7 @@ class Progress:
 
     def _show(self, name: str, done: int, total: int | None, said: str, line: str) -> None:
         """Move a bar, or write a line where one is due."""
+        name, line = printable(name), printable(line)
         with self._lock:
             if self._bars is not None:
                 self._update(self._bars, name, done, total, said)

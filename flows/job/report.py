@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from flows.commands.show import printable
 from flows.job.progress import counted
 from flows.job.troubles import Troubles
 from flows.job.wording import BUT, STAGES, THREADS, TOO_SHORT, WHY
@@ -145,7 +146,7 @@ class Report(Troubles):
             return self._idle_line()
         lines = [self._headline(), self._scan_line(), *self._why_lines(), *self._outcome_lines()]
         lines += [*self._stage_lines(), self._index_line(), self.limits or self.limiting()]
-        return "\n".join(line for line in (*lines, *self.warnings) if line)
+        return "\n".join(line for line in (*lines, *map(printable, self.warnings)) if line)
 
     def to_line(self) -> str:
         """Return the whole in one line, for a state in Prefect."""
@@ -169,7 +170,7 @@ class Report(Troubles):
             seconds = [(stage, f"{value:,.1f}") for stage, value in self.stages.items()]
             parts.append(_table(("stage", "seconds"), seconds))
         parts += [self._index_line(), self.limits or self.limiting()]
-        parts += [f"- {line}" for line in (*self.warnings, *self.trouble_lines())]
+        parts += [f"- {line}" for line in (*map(printable, self.warnings), *self.trouble_lines())]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _nothing_happened(self) -> bool:

@@ -1,5 +1,7 @@
 """What went wrong in a run without ending it, and the exit code that follows from it."""
 
+from flows.commands.show import printable
+
 EXIT_ORDER = (130, 5, 7, 4, 6, 3)
 """Which exit code wins where several apply."""
 
@@ -26,7 +28,8 @@ class Troubles:
 
     def trouble_lines(self) -> list[str]:
         """Return the troubles, one line each, the gravest first."""
-        return [line for code in EXIT_ORDER for line in self.troubles.get(code, [])]
+        found = [line for code in EXIT_ORDER for line in self.troubles.get(code, [])]
+        return list(map(printable, found))
 
     def trouble_values(self) -> dict[str, list[str]]:
         """Return the troubles for JSON, whose keys are strings."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from flows.commands.show import size
+from flows.commands.show import printable, size
 from flows.job.progress import counted
 from flows.job.report import RECALL
 from flows.job.troubles import Troubles
@@ -115,14 +115,15 @@ class UpkeepReport(Troubles):
         if self.seconds:
             spent = ", ".join(f"{step} {s:,.1f}" for step, s in self.seconds.items())
             lines.append(f"  {'seconds':<11}{spent}")
-        return "\n".join([*lines, *self.warnings])
+        return "\n".join([*lines, *map(printable, self.warnings)])
 
     def to_markdown(self) -> str:
         """Return the report as Markdown, for a Prefect artifact."""
         steps = "\n".join(f"- **{step}**: {said}" for step, said in self._steps())
         spent = [f"| {step} | {s:,.1f} |" for step, s in self.seconds.items()]
+        warnings = map(printable, self.warnings)
         table = "\n".join(["| step | seconds |", "|---|---:|", *spent]) if spent else ""
-        said = "\n".join(f"- {line}" for line in (*self.warnings, *self.trouble_lines()))
+        said = "\n".join(f"- {line}" for line in (*warnings, *self.trouble_lines()))
         return "\n\n".join(part for part in (f"# {self._headline()}", steps, table, said) if part)
 
     def _headline(self) -> str:
