@@ -37,6 +37,8 @@ class Source:
         The caller's.
     path
         Absolute path of the file to open.
+    inside
+        As ``extractor.reading.opened`` takes it.
     picture
         Makes the picture instead, where it is in no file: shape ``(H, W, 3)``, uint8.  Called in a
         thread; may raise ``Unread``.  Its digest is that of shape and pixels, and of its signature
@@ -46,6 +48,7 @@ class Source:
     key: int
     path: bytes
     picture: Callable[[], NDArray[np.uint8]] | None = None
+    inside: bytes | None = None
 
 
 class Seconds(NamedTuple):
@@ -115,7 +118,7 @@ class _Loader:
         read_at_ns = time.time_ns()
         started = time.perf_counter()
         try:
-            with opened(source.path, decode.DEFAULT.size_bytes) as file:
+            with opened(source.path, decode.DEFAULT.size_bytes, source.inside) as file:
                 open_s = time.perf_counter() - started
                 with self._files.hold(file.sig[0], stopped):
                     started = time.perf_counter()

@@ -15,11 +15,17 @@ _FLAGS: Final = (
     | getattr(os, "O_NOCTTY", 0)
     | getattr(os, "O_BINARY", 0)
 )
+_FOLDER: Final = (
+    getattr(os, "O_PATH", os.O_RDONLY)  # asks for no right to list it
+    | getattr(os, "O_DIRECTORY", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+)
 _CLASSES: Final = {
     errno.EACCES: "permission",
     errno.EPERM: "permission",
     errno.ENOENT: "vanished",
     errno.ENOTDIR: "vanished",
+    errno.ELOOP: "vanished",  # a symbolic link is in its place
     errno.ENXIO: "not_a_file",  # a socket
 }
 
@@ -85,8 +91,8 @@ class OpenFile:
 
 
 @contextmanager
-def opened(path: bytes, most_bytes: int) -> Iterator[OpenFile]:
-    """Open a regular file, following symbolic links, never waiting for a FIFO.
+def opened(path: bytes, most_bytes: int, inside: bytes | None = None) -> Iterator[OpenFile]:
+    """Open a regular file, never waiting for a FIFO.
 
     Parameters
     ----------
@@ -94,6 +100,9 @@ def opened(path: bytes, most_bytes: int) -> Iterator[OpenFile]:
         Absolute.
     most_bytes
         A larger file is refused without reading any of it.
+    inside
+        A folder above it: below that no symbolic link is followed, so that what is put in the place
+        of a file or folder leads nowhere else.  None follows all links.
 
     Raises
     ------
@@ -101,7 +110,7 @@ def opened(path: bytes, most_bytes: int) -> Iterator[OpenFile]:
         ``permission``, ``vanished``, ``io``, ``not_a_file``, ``too_large``.
     """
     with _as_unread(None):
-        descriptor = os.open(path, _FLAGS)
+        descriptor = os.open(path, _FLAGS) if inside is None else _open_inside(inside, path)
     try:
         with _as_unread(None):
             found = os.fstat(descriptor)
@@ -115,6 +124,23 @@ def opened(path: bytes, most_bytes: int) -> Iterator[OpenFile]:
         yield OpenFile(descriptor, sig)
     finally:
         os.close(descriptor)
+
+
+def _open_inside(folder: bytes, path: bytes) -> int:
+    """Open a file step by step below a folder; a link on the way is an ``OSError``."""
+    if os.open not in os.supports_dir_fd:  # pragma: no cover - Windows
+        return os.open(path, _FLAGS)
+    *folders, name = os.path.relpath(path, folder).split(os.fsencode(os.sep))
+    if os.pardir.encode() in folders:
+        raise FileNotFoundError(errno.ENOENT, "not below the folder that was scanned")
+    here = os.open(folder, _FOLDER)
+    try:
+        for each in folders:
+            above, here = here, os.open(each, _FOLDER | os.O_NOFOLLOW, dir_fd=here)
+            os.close(above)
+        return os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=here)
+    finally:
+        os.close(here)
 
 
 def _signature(found: os.stat_result) -> tuple[int, int, int, int]:

@@ -103,7 +103,7 @@ class _Reader:
         try:
             if source.picture is not None:
                 return self._from_array(source.key, source.picture())
-            with opened(source.path, decode.DEFAULT.size_bytes) as file:
+            with opened(source.path, decode.DEFAULT.size_bytes, source.inside) as file:
                 data = file.read()
             digest = hashlib.sha256(data).digest()
             prepared = Prepared(source.key, digest, file.sig[1])

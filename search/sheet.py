@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from extractor.decode import DecodeError, decode
+from extractor.decode import DEFAULT, DecodeError, decode
+from extractor.reading import Unread, opened
 from search.answers import Answer
 from search.errors import SearchError
 
@@ -79,9 +80,9 @@ def _tile(path: bytes, caption: str, *, framed: bool = False) -> Image.Image:
 
 def _thumbnail(path: bytes, side: int) -> Image.Image:
     try:
-        with open(path, "rb") as file:
+        with opened(path, DEFAULT.size_bytes) as file:
             picture = decode(file.read(), target=side)
-    except (OSError, DecodeError):
+    except (Unread, DecodeError):
         return Image.new("RGB", (side, side * 3 // 4), GREY)
     return ImageOps.contain(picture, (side, side))
 

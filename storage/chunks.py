@@ -38,13 +38,15 @@ class Work:
     """One file to read.
 
     ``path`` is absolute; ``digest`` is None unless the bytes are known already and only the vector
-    is missing; ``size_bytes`` is that of the last scan.
+    is missing; ``size_bytes`` is that of the last scan.  ``inside`` is the directory that was
+    scanned, below which no symbolic link is followed; None where a manifest names the file.
     """
 
     file_id: int
     path: bytes
     digest: bytes | None
     size_bytes: int
+    inside: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -235,11 +237,20 @@ def _take(
     if not files:  # nobody will commit the images
         conn.execute(delete(Claim).where(*claims_of(lease, chunk)))
     work = tuple(
-        Work(file_id, source or os.path.join(root, path), digest, size_bytes)
+        _work(file_id, (root, path, source), digest, size_bytes)
         for file_id, root, path, source, size_bytes, digest, _ in free
         if file_id in files
     )
     return replace(chunk, work=work)
+
+
+def _work(
+    file_id: int, place: tuple[bytes, bytes, bytes | None], digest: bytes | None, size_bytes: int
+) -> Work:
+    root, path, source = place
+    if source is not None:
+        return Work(file_id, source, digest, size_bytes)
+    return Work(file_id, os.path.join(root, path), digest, size_bytes, root)
 
 
 def _insert(

@@ -117,7 +117,7 @@ def _vectors(
         return built[-1]
 
     extracted = extract(
-        [Source(key=work.file_id, path=work.path) for work in order.chunk.work],
+        [Source(work.file_id, work.path, inside=work.inside) for work in order.chunk.work],
         wants=wanted,
         preprocess=Preprocess.from_json(space.spec["preprocess"]),
         engine=engine,
