@@ -9,11 +9,12 @@ py := $(VENV)/bin/python
 # An environment is right when it was made from these very files, for this very checkout.
 stamp := $(VENV)/.made-from-$(shell cat pyproject.toml constraints.txt | cat - <(pwd) <($(PYTHON) -V) | sha256sum | cut -c1-16)
 
-.PHONY: help env demo test check format docs bench clean
+.PHONY: help env demo test reliability check format docs bench clean
 
 help:
 	@echo "make demo    index a few hundred drawn pictures and search them"
 	@echo "make test    the whole test suite, with coverage"
+	@echo "make reliability   the battery of crashes and power cuts in its long form"
 	@echo "make check   style, types, import rules, generated docs"
 	@echo "make format  put the code into shape"
 	@echo "make docs    generate docs/cli.md"
@@ -36,6 +37,12 @@ test: env
 	OMP_NUM_THREADS=1 $(py) -m coverage run -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(py) -m coverage combine --quiet
 	$(py) -m coverage report
+
+# Hours.  Every test adds to $(TALLY) what it counted.
+TALLY ?= $(CURDIR)/reliability.jsonl
+reliability: env
+	rm -f $(TALLY)
+	OMP_NUM_THREADS=1 LOOKALIKE_LONG=1 LOOKALIKE_TALLY=$(TALLY) $(py) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --timeout 0 tests/reliability $(ARGS)
 
 check: env
 	$(VENV)/bin/ruff check .

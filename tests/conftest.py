@@ -36,6 +36,7 @@ SLOW = (
     "test_compose",
     "test_upgrade",
     "test_many_runs",
+    "test_faults",
     "test_maintain",
     "test_export",
     "test_readme",

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage.exports.errors import plain_errors
+from storage.fs import fs
 from storage.sources.items import Item, Unreadable
 from storage.workfolder import WorkFolder
 
@@ -81,7 +82,7 @@ def put_failures(work: WorkFolder, failures: Iterable[Failed]) -> int:
             n += 1
     if not n:
         with suppress(FileNotFoundError):
-            os.unlink(path)
+            fs().unlink(path)
     return n
 
 
