@@ -5,23 +5,24 @@ so that a catalog never meets another home's files.
 """
 
 import os
-import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine, insert, select, text
 
+from storage.backup_mark import is_backup
 from storage.database import BEGIN, catalog_url, make_engine, now_clause, where
 from storage.durable import create_private
 from storage.errors import CatalogError, StoreMismatch
 from storage.fs import fs
 from storage.home import FORMAT, NETWORK_FS, Home, fs_type
 from storage.migrations import Schema, upgrade
+from storage.sqlite_files import copy_sqlite
 from storage.tables import Part, Store
 
-# Postgres: whoever creates or migrates holds this lock, a number of our own.
-_MIGRATING = 7205759403792793
+MIGRATING = 7205759403792793
+"""Postgres: number of the lock that whoever creates or migrates holds."""
 
 
 @contextmanager
@@ -35,14 +36,11 @@ def home_errors(home: Home) -> Iterator[None]:
 
 def refuse_impossible(home: Home, *, write: bool) -> None:
     """Refuse what can be seen without opening anything."""
+    if is_backup(home.path):
+        _refuse_backup(home, write=write)
     if catalog_url(home) is not None:
         return
-    kind = fs_type(home.path)
-    if kind in NETWORK_FS:
-        raise CatalogError(
-            f"{home.path} is on a network file system ({kind}), where SQLite loses"
-            " data; choose a local --home, or a Postgres server by LOOKALIKE_CATALOG_URL"
-        )
+    refuse_network(home)
     if not os.path.exists(home.sqlite):
         if home.has_spaces():
             raise _gone(home)
@@ -50,10 +48,39 @@ def refuse_impossible(home: Home, *, write: bool) -> None:
             raise _nothing_yet(home)
 
 
+def refuse_network(home: Home) -> None:
+    """Refuse SQLite on a network file system."""
+    kind = fs_type(home.path)
+    if catalog_url(home) is None and kind in NETWORK_FS:
+        raise CatalogError(
+            f"{home.path} is on a network file system ({kind}), where SQLite loses"
+            " data; choose a local --home, or a Postgres server by LOOKALIKE_CATALOG_URL"
+        )
+
+
+def _refuse_backup(home: Home, *, write: bool) -> None:
+    """Keep a backup as it was made; it may be read, with the catalog of its own."""
+    if write:
+        raise CatalogError(
+            f"{home.path} is a backup and is not written: `lookalike --home NEW restore"
+            f" {home.path}` makes a home of it"
+        )
+    if catalog_url(home) is not None:
+        raise CatalogError(
+            f"{home.path} is a backup, with a catalog of its own: leave --catalog-url and"
+            " LOOKALIKE_CATALOG_URL out"
+        )
+    if not os.path.exists(home.sqlite):
+        raise CatalogError(
+            f"the backup {home.path} is not complete, as it was broken off: run `lookalike"
+            " backup` into it again"
+        )
+
+
 def ensure_store(home: Home, engine: Engine, schema: Schema, *, write: bool) -> str:
     """Return the store's id once schema and home are known to be right."""
     with engine.begin() as conn:
-        revision = _revision(conn)
+        revision = revision_of(conn)
         _refuse_unknown(home, revision, schema)
         stored = _stored_id(conn) if revision == schema.head else None
     if stored is not None and stored == home.read_store_id():
@@ -77,8 +104,8 @@ def _settle(home: Home, schema: Schema) -> str:
     try:
         with engine.execution_options(**{BEGIN: "BEGIN IMMEDIATE"}).begin() as conn:
             if not sqlite:
-                conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATING})
-            revision = _revision(conn)
+                conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATING})
+            revision = revision_of(conn)
             _refuse_unknown(home, revision, schema)
             if revision is None and home.has_spaces():
                 raise _gone(home) if sqlite else _mismatch(home, None, home.read_store_id())
@@ -115,7 +142,7 @@ def _adopt(home: Home, conn: Connection) -> str:
     return stored
 
 
-def _revision(conn: Connection) -> str | None:
+def revision_of(conn: Connection) -> str | None:
     """Return the revision of the schema, or None for an empty database."""
     known = (
         "SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
@@ -156,12 +183,7 @@ def _copy(source: str, target: str) -> None:
     """Copy a SQLite file as of its last commit, durably, though others may use it."""
     temporary = f"{target}.tmp"
     create_private(temporary)
-    reader, writer = sqlite3.connect(source), sqlite3.connect(temporary)
-    try:
-        reader.backup(writer)
-    finally:
-        reader.close()
-        writer.close()
+    copy_sqlite(source, temporary)
     with open(temporary, "rb") as file:
         fs().fsync(file.fileno())
     fs().replace(temporary, target)

@@ -1,0 +1,31 @@
+"""SQLite's files as files: a copy as of the last commit, and one that is a single file."""
+
+import sqlite3
+
+
+def copy_sqlite(source: str, target: str) -> None:
+    """Copy a SQLite file as of its last commit, though others write it; the target is not synced.
+
+    Raises
+    ------
+    sqlite3.Error
+        The source can't be read, or the target not written.
+    """
+    reader, writer = sqlite3.connect(source), sqlite3.connect(target)
+    try:
+        reader.backup(writer)
+    finally:
+        reader.close()
+        writer.close()
+
+
+def make_single(path: str) -> None:
+    """Bring the write-ahead log of a file that nobody else has open into it, and end the log.
+
+    The file can then be copied as a file, and read where nothing can be written.
+    """
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+    finally:
+        connection.close()
