@@ -3,23 +3,31 @@
 A file is opened once and read whole; digest and pixels come from the very same bytes.  Results come
 in the order of the sources, at most ``ahead`` of them wait, and what is in flight is bounded in
 bytes too.  A bad file or picture is a ``Failure`` in its own result and never disturbs another's.
+
+A thread can't be ended.  One whose picture is not decoded in time is left behind, and another one
+takes its place, which has that picture decoded in a process of its own (``extractor.guarded``); so
+are those that the caller suspects.
 """
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from extractor import decode
+from extractor import decode, guarded
 from extractor.preprocess import Preprocess, pixels
 from extractor.reading import Failure, Unread, opened
-from extractor.threads import Room, Stopped, in_order
+from extractor.settling import NOT_WANTED, Decoded, settled
+from extractor.threads import Room, in_order
 
 __all__ = ["Failure", "Loaded", "Seconds", "Source", "load"]
 
@@ -37,18 +45,25 @@ class Source:
         The caller's.
     path
         Absolute path of the file to open.
+    picture
+        Makes the picture instead, where it is in no file: shape ``(H, W, 3)``, uint8.  Called in a
+        thread; may raise ``Unread``.  Its digest is that of shape and pixels, and of its signature
+        only the size says something.
     inside
         As ``extractor.reading.opened`` takes it.
     picture
         Makes the picture instead, where it is in no file: shape ``(H, W, 3)``, uint8.  Called in a
         thread; may raise ``Unread``.  Its digest is that of shape and pixels, and of its signature
         only the size says something.
+    suspect
+        Decode it in a process of its own, as ``extractor.guarded`` does: a run died with it.
     """
 
     key: int
     path: bytes
     picture: Callable[[], NDArray[np.uint8]] | None = None
     inside: bytes | None = None
+    suspect: bool = False
 
 
 class Seconds(NamedTuple):
@@ -91,15 +106,6 @@ class Loaded:
     seconds: Seconds = field(default=Seconds(), compare=False)
 
 
-class _Decoded(NamedTuple):
-    pixels: NDArray[np.uint8] | None
-    failure: Failure | None
-    decode_s: float
-
-
-_NOT_WANTED: Final = _Decoded(None, None, 0.0)
-
-
 class _Loader:
     """What the threads of one ``load`` share, and what each does with a source."""
 
@@ -108,11 +114,26 @@ class _Loader:
         self._preprocess = preprocess
         self._files = Room(_MOST_BYTES)
         self._pictures = Room(_MOST_PIXEL_BYTES)
+        self._guarded = guarded.Guarded(guarded.BOUNDS)
+        self._decoding: dict[int, tuple[float, Callable[[], Loaded]]] = {}
+        """Since when each thread decodes, and what makes its result otherwise."""
 
     def load(self, source: Source, stopped: Callable[[], bool]) -> Loaded:
         if source.picture is not None:
             return self._loaded_picture(source.key, source.picture)
         return self._loaded_file(source, stopped)
+
+    def hung(self, thread: int) -> Callable[[], Loaded] | None:
+        """Return what makes the result of a thread that has decoded one picture for too long."""
+        since, instead = self._decoding.get(thread, (math.inf, None))
+        if time.monotonic() - since < guarded.BOUNDS.time_s:
+            return None
+        self._files.give_up(thread)
+        self._pictures.give_up(thread)
+        return instead
+
+    def close(self) -> None:
+        self._guarded.close()
 
     def _loaded_file(self, source: Source, stopped: Callable[[], bool]) -> Loaded:
         read_at_ns = time.time_ns()
@@ -125,12 +146,21 @@ class _Loader:
                     data = file.read()
                     read_at = time.perf_counter()
                     digest = hashlib.sha256(data).digest()
-                    hashed_at = time.perf_counter()
-                    got = self._decoded(data, stopped) if self._wants(digest) else _NOT_WANTED
+                    hash_s = time.perf_counter() - read_at
+
+                    def loaded(got: Decoded) -> Loaded:
+                        seconds = Seconds(open_s + read_at - started, hash_s, got.decode_s)
+                        facts = (source.key, digest, file.sig, read_at_ns)
+                        return Loaded(*facts, got.pixels, got.failure, seconds)
+
+                    if not self._wants(digest):
+                        return loaded(NOT_WANTED)
+                    if source.suspect:
+                        return loaded(self._decoded_aside(data, stopped))
+                    instead = partial(self._decoded_aside, data, stopped)
+                    return loaded(self._decoded(data, stopped, lambda: loaded(instead())))
         except Unread as error:
             return Loaded(source.key, None, error.sig, read_at_ns, None, error.failure)
-        seconds = Seconds(open_s + read_at - started, hashed_at - read_at, got.decode_s)
-        return Loaded(source.key, digest, file.sig, read_at_ns, got.pixels, got.failure, seconds)
 
     def _loaded_picture(self, key: int, picture: Callable[[], NDArray[np.uint8]]) -> Loaded:
         """Load what is in memory; it needs no room of the files, being small and the caller's."""
@@ -143,44 +173,42 @@ class _Loader:
         digest = hashlib.sha256(repr(array.shape).encode())
         digest.update(array.data)
         hashed_at = time.perf_counter()
-        got = _NOT_WANTED
+        got = NOT_WANTED
         if self._wants(digest.digest()):
-            got = _settled(lambda: (pixels(Image.fromarray(array), self._preprocess), 0.0))
+            got = settled(lambda: (pixels(Image.fromarray(array), self._preprocess), 0.0))
         seconds = Seconds(read_at - started, hashed_at - read_at, got.decode_s)
         sig = (array.nbytes, 0, 0, 0)
         return Loaded(key, digest.digest(), sig, read_at_ns, got.pixels, got.failure, seconds)
 
-    def _decoded(self, data: bytes, stopped: Callable[[], bool]) -> "_Decoded":
+    def _decoded(
+        self, data: bytes, stopped: Callable[[], bool], instead: Callable[[], Loaded]
+    ) -> Decoded:
         def decoded() -> tuple[NDArray[np.uint8], float]:
-            image = decode.open_header(data, target=self._preprocess.target)
+            with self._timed(instead):
+                image = decode.open_header(data, target=self._preprocess.target)
             asked = time.perf_counter()
             with self._pictures.hold(decode.memory_bytes(image), stopped):
                 waited = time.perf_counter() - asked
-                return pixels(decode.render(image), self._preprocess), waited
+                with self._timed(instead):
+                    return pixels(decode.render(image), self._preprocess), waited
 
-        return _settled(decoded)
+        return settled(decoded)
 
+    def _decoded_aside(self, data: bytes, stopped: Callable[[], bool]) -> Decoded:
+        started = time.perf_counter()
+        got = self._guarded.decode(data, self._preprocess, stopped)
+        spent = time.perf_counter() - started
+        return Decoded(None, got, spent) if isinstance(got, Failure) else Decoded(got, None, spent)
 
-def _settled(make: Callable[[], tuple[NDArray[np.uint8], float]]) -> _Decoded:
-    """Return the pixels or why there are none.
-
-    ``make`` tells the seconds that it waited for memory too; they are no part of the time.
-    """
-    started = time.perf_counter()
-    array: NDArray[np.uint8] | None = None
-    failure: Failure | None = None
-    waited = 0.0
-    try:
-        array, waited = make()
-    except Stopped:
-        raise
-    except decode.DecodeError as error:
-        failure = Failure("decode", error.failure_class, error.message, error.transient)
-    except MemoryError:
-        failure = Failure("decode", "memory", "not enough memory to resize", transient=True)
-    except Exception as error:  # noqa: BLE001 - a bad picture must not end the run
-        failure = Failure("decode", "error", repr(error)[:300], transient=False)
-    return _Decoded(array, failure, time.perf_counter() - started - waited)
+    @contextmanager
+    def _timed(self, instead: Callable[[], Loaded]) -> Iterator[None]:
+        """Note that this thread decodes, and since when."""
+        me = threading.get_ident()
+        self._decoding[me] = time.monotonic(), instead
+        try:
+            yield
+        finally:
+            del self._decoding[me]
 
 
 def load(
@@ -218,4 +246,10 @@ def load(
     """
     loader = _Loader(wants, preprocess)
     stop = stop or threading.Event()
-    yield from in_order(loader.load, sources, workers=max(1, workers), ahead=ahead, stop=stop)
+    threads = max(1, workers)
+    try:
+        yield from in_order(
+            loader.load, sources, workers=threads, ahead=ahead, stop=stop, hung=loader.hung
+        )
+    finally:
+        loader.close()
