@@ -17,6 +17,7 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    or_,
     select,
     union,
 )
@@ -30,6 +31,7 @@ from storage.leases import Lease, check_lease
 from storage.pending import Scope, in_scope, pending, settled
 from storage.slices import PAGE, pages, sliced
 from storage.spaces import SpaceInfo
+from storage.suspects import suspected
 from storage.tables import Claim, File, Image, Root, Run
 
 
@@ -40,6 +42,7 @@ class Work:
     ``path`` is absolute; ``digest`` is None unless the bytes are known already and only the vector
     is missing; ``size_bytes`` is that of the last scan.  ``inside`` is the directory that was
     scanned, below which no symbolic link is followed; None where a manifest names the file.
+    ``suspect`` files are to be decoded with care (``storage.suspects``).
     """
 
     file_id: int
@@ -47,6 +50,7 @@ class Work:
     digest: bytes | None
     size_bytes: int
     inside: bytes | None = None
+    suspect: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ def claim_chunk(  # noqa: PLR0913 -- three say where, six what
     after_file_id: int = 0,
     scope: Scope | None = None,
     among: Sequence[int] | None = None,
+    sparing: bool = False,
     passed: list[int] | None = None,
 ) -> Chunk | None:
     """Claim the next pending files for a run; no two chunks of a space share a file.
@@ -98,9 +103,12 @@ def claim_chunk(  # noqa: PLR0913 -- three say where, six what
         Only these files.
     among
         Only files with these ids: those that were ``passed`` before, in any order.
+    sparing
+        Leave suspect files alone.
     passed
         Receives the ids of pending files that were met and not taken, because another chunk has
-        their image in work, or because somebody was faster; an id can come twice.
+        their image in work, because somebody was faster, or because they are suspect; an id can
+        come twice.
 
     Returns
     -------
@@ -123,7 +131,9 @@ def claim_chunk(  # noqa: PLR0913 -- three say where, six what
     # Looked up without a lock first: passing over a million files that are not pending takes a
     # second, in which nobody else should have to wait.
     globs = scope.globs if scope else ()
-    found = _look(catalog, looks, space, globs, passed, PAGE if globs else limit)
+    in_work = and_(settled(), _claimed("image", space, File.image_id))
+    shunned = or_(in_work, suspected()) if sparing else in_work
+    found = _look(catalog, looks, shunned, globs, passed, PAGE if globs else limit)
     while ids := list(islice(found, limit)):
         with catalog.write() as conn:
             check_lease(conn, lease)
@@ -200,21 +210,20 @@ def _claimed(kind: str, space: SpaceInfo, subject: InstrumentedAttribute[Any]) -
 def _look(
     catalog: Catalog,
     looks: Iterable[Select[Any]],
-    space: SpaceInfo,
+    shunned: ColumnElement[bool],
     globs: Sequence[str],
     passed: list[int],
     page: int,
 ) -> Iterator[int]:
-    """Yield the files that can be claimed, by id; those whose image is in work are passed."""
-    in_work = and_(settled(), _claimed("image", space, File.image_id))
+    """Yield the files that can be claimed, by id; those that are shunned are passed."""
     wanted = Globs(globs)
     for query in looks:
-        columns = query.add_columns(File.id, File.path, in_work)
+        columns = query.add_columns(File.id, File.path, shunned)
         for rows in pages(catalog, columns, File.id, size=page):
-            for file_id, path, waits in rows:
+            for file_id, path, shun in rows:
                 if not wanted.match(path):
                     continue
-                if waits:
+                if shun:
                     passed.append(file_id)
                 else:
                     yield file_id
@@ -225,7 +234,7 @@ def _take(
 ) -> Chunk:
     """Claim for a chunk those files that the query still finds, and return it with them."""
     columns = (File.id, Root.path, File.path, File.source, File.seen_size_bytes)
-    known = (case((settled(), Image.digest)), case((settled(), File.image_id)))
+    known = (suspected(), case((settled(), Image.digest)), case((settled(), File.image_id)))
     query = query.join(Root, Root.id == File.root_id).add_columns(*columns, *known)
     query = query.order_by(File.id).with_for_update(of=File, skip_locked=True)
     found = [row for some in sliced(ids) for row in conn.execute(query.where(File.id.in_(some)))]
@@ -237,20 +246,25 @@ def _take(
     if not files:  # nobody will commit the images
         conn.execute(delete(Claim).where(*claims_of(lease, chunk)))
     work = tuple(
-        _work(file_id, (root, path, source), digest, size_bytes)
-        for file_id, root, path, source, size_bytes, digest, _ in free
+        _work(file_id, (root, path, source), digest, size_bytes, suspect=bool(suspect))
+        for file_id, root, path, source, size_bytes, suspect, digest, _ in free
         if file_id in files
     )
     return replace(chunk, work=work)
 
 
 def _work(
-    file_id: int, place: tuple[bytes, bytes, bytes | None], digest: bytes | None, size_bytes: int
+    file_id: int,
+    place: tuple[bytes, bytes, bytes | None],
+    digest: bytes | None,
+    size_bytes: int,
+    *,
+    suspect: bool,
 ) -> Work:
     root, path, source = place
     if source is not None:
-        return Work(file_id, source, digest, size_bytes)
-    return Work(file_id, os.path.join(root, path), digest, size_bytes, root)
+        return Work(file_id, source, digest, size_bytes, None, suspect)
+    return Work(file_id, os.path.join(root, path), digest, size_bytes, root, suspect)
 
 
 def _insert(

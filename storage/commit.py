@@ -90,6 +90,7 @@ def commit_chunk(  # noqa: PLR0913 -- four say where, three what
         at.forget_moved(outcomes)
         at.resolve(reads, records, entered | set(before.served))
         record(conn, at.failure_rows(failures, files))
+        at.acquit(reads)
         at.drop_claims()
     classes = Counter(item.failure_class for item in failures)
     return CommitResult(

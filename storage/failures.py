@@ -31,6 +31,7 @@ from storage.paths import files_at
 from storage.pending import Scope, keeps_out, placed
 from storage.slices import pages, sliced
 from storage.spaces import SpaceInfo
+from storage.suspects import POISON
 from storage.tables import Failure, File, Image, Root
 
 
@@ -121,7 +122,8 @@ def retry(
     """Arm failures for good, so that their files are pending again.
 
     They are forgotten; but where a scope is given they stay, as failures that pass, until the next
-    attempt: a run over failed files (``Scope.failed``) must still find these files by them.
+    attempt: a run over failed files (``Scope.failed``) must still find these files by them.  So do
+    those of poisonous pictures, which are to be decoded with care then too.
 
     Parameters
     ----------
@@ -154,8 +156,10 @@ def retry(
             which.append(_about(or_(false(), *(files_at(conn, path) for path in paths))))
     if scope is not None:
         return sum(_let_pass(catalog, ids) for ids in _about_scope(catalog, which, scope) if ids)
+    poison = and_(Failure.stage == "decode", Failure.failure_class.in_(POISON))
     with catalog.write() as conn:
-        return conn.execute(delete(Failure).where(*which)).rowcount
+        stay = conn.execute(update(Failure).where(*which, poison).values(transient=True)).rowcount
+        return stay + conn.execute(delete(Failure).where(*which)).rowcount
 
 
 def _let_pass(catalog: Catalog, ids: Iterable[int]) -> int:

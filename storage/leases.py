@@ -27,6 +27,7 @@ from sqlalchemy import (
 from storage.catalog import Catalog
 from storage.errors import LeaseLost
 from storage.owner import Owner, is_gone, this_process
+from storage.suspects import suspect_claimed
 from storage.tables import Claim, Run
 
 LEASE_S = 120.0
@@ -157,8 +158,8 @@ def finish_run(
 def reap(catalog: Catalog) -> list[str]:
     """Declare the runs dead whose owner is gone; return their ids, oldest first.
 
-    Their state becomes ``crashed``, their token is cleared and their claims are deleted.  What they
-    committed stays.
+    Their state becomes ``crashed``, their token is cleared and their claims are deleted; the files
+    that they had in work become suspect (``storage.suspects``).  What they committed stays.
     """
     with catalog.read() as conn:
         if not _dead(catalog, conn):
@@ -189,11 +190,16 @@ def changed(conn: Connection, statement: UpdateBase) -> int:
 
 
 def _crash(catalog: Catalog, conn: Connection, run_id: str, *as_seen: ColumnElement[bool]) -> bool:
-    """Declare a running run dead, and drop its claims; return whether it still was as seen."""
-    crashed = {"state": "crashed", "token": "", "ended_at": catalog.now(conn)}
+    """Declare a running run dead, and drop its claims; return whether it still was as seen.
+
+    The files that it had in work are suspect from now on.
+    """
+    now = catalog.now(conn)
+    crashed = {"state": "crashed", "token": "", "ended_at": now}
     running = (Run.id == run_id, Run.state == "running", *as_seen)
     if not changed(conn, update(Run).where(*running).values(crashed)):
         return False
+    suspect_claimed(conn, now, run_id)
     conn.execute(delete(Claim).where(Claim.run_id == run_id))
     return True
 

@@ -15,6 +15,7 @@ from storage.outcomes import Before, Outcomes
 from storage.scan import Signature
 from storage.slices import sliced
 from storage.spaces import SpaceInfo
+from storage.suspects import acquit
 from storage.tables import Claim, Failure, File, Image, Part, Space, Vector
 from storage.vectors import PartWritten
 
@@ -179,6 +180,11 @@ class Settle:
             "ctime_ns": seen and seen.ctime_ns,
             "inode": seen and seen.inode,
         }
+
+    def acquit(self, reads: Sequence[FileRead]) -> None:
+        """Suspect the files no longer that were read: what they hold is settled."""
+        suspect = {work.file_id for work in self.chunk.work if work.suspect}
+        acquit(self.conn, suspect & {read.file_id for read in reads})
 
     def drop_claims(self) -> None:
         """Give up the chunk."""

@@ -274,6 +274,18 @@ class Claim(Base):
     """Number of the chunk inside its run; 0 for all but files and images."""
 
 
+class Suspect(Base):
+    """A file that was in work when a run died, and was not settled since."""
+
+    __tablename__ = "suspects"
+    file_id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
+    deaths: Mapped[int]
+    """How often."""
+    run_id: Mapped[str]
+    """The last run that died with it."""
+    last_at: Mapped[float]
+
+
 class Generation(Base):
     """One published index of a space: exactly the rows below ``row_end``."""
 

@@ -13,6 +13,7 @@ from storage.chunks import Chunk, claim_chunk, give_back, pending_elsewhere
 from storage.leases import Lease, reap
 from storage.pending import Scope
 from storage.spaces import SpaceInfo
+from storage.suspects import deaths, suspect_lost
 
 T = TypeVar("T")
 
@@ -24,6 +25,8 @@ FIRST_CHUNK_IMAGES = 64
 POLL_S = 0.5
 LOSSES = 2
 """How often a run takes up files again whose worker was lost with them: they may be the reason."""
+SUSPECTS = 64
+"""Files of a chunk that a run has died with before; an eighth of it for each death more."""
 AMONG = MAX_CHUNK_IMAGES
 """Files of a later pass that are looked up at once."""
 
@@ -71,14 +74,16 @@ class Claiming:
     def chunks(self) -> Iterator[Chunk | None]:
         """Claim chunk after chunk until nothing is left for this run.
 
-        The first pass goes by file id.  None stands between two passes: the next one depends on
-        what becomes of the chunks in flight, so that the caller waits for them before it goes on.
-        Another pass tries the files again that were left because their image was in work, and those
-        whose worker was lost.  Only when nothing else is pending does the run wait for what others
-        have claimed; what they gave back meanwhile lies behind, and takes a pass of its own.
-        Files of which a whole pass settled none are left to the next run.
+        The first pass goes by file id, and leaves alone what a run has died with.  None stands
+        between two passes: the next one depends on what becomes of the chunks in flight, so that
+        the caller waits for them before it goes on.  Another pass tries the files again that were
+        left because their image was in work, and those that were in work when a run or a worker
+        died: these last, in small chunks, so that all else is done before, should it happen again.
+        Only when nothing else is pending does the run wait for what others have claimed; what they
+        gave back meanwhile lies behind, and takes a pass of its own.  Files of which a whole pass
+        settled none are left to the next run.
         """
-        yield from self._pass()
+        yield from self._pass(sparing=True)
         while not self.stop.is_set():
             yield None
             if (yield from self._pass_again()):
@@ -87,7 +92,7 @@ class Claiming:
                 return
             self._wait_for_others()
             self._crowded = False
-            yield from self._pass()
+            yield from self._pass(sparing=True)
 
     def left(self, file_ids: Iterable[int]) -> None:
         """Note files that are to be tried again in another pass."""
@@ -95,7 +100,9 @@ class Claiming:
 
     def lost(self, chunk: Chunk) -> int:
         """Note a chunk that was lost with its worker; return how many files are tried again."""
-        self._losses.update(work.file_id for work in chunk.work)
+        ids = [work.file_id for work in chunk.work]
+        self._patiently(lambda: suspect_lost(self.catalog, self.lease.run_id, ids))
+        self._losses.update(ids)
         again = [w.file_id for w in chunk.work if self._losses[w.file_id] <= LOSSES]
         self.left(again)
         self._former = set()  # bounded by the number of losses
@@ -111,25 +118,46 @@ class Claiming:
         ids, self._again = sorted(self._again), set()
         self._former = set(ids)
         claimed = False
-        for start in range(0, len(ids), AMONG):
-            for chunk in self._pass(ids[start : start + AMONG]):
-                claimed = True
-                yield chunk
+        for n, some in self._by_deaths(ids):
+            most = max(1, SUSPECTS >> 3 * (n - 1)) if n else MAX_CHUNK_IMAGES
+            for start in range(0, len(some), AMONG):
+                for chunk in self._pass(some[start : start + AMONG], most):
+                    claimed = True
+                    yield chunk
         if not claimed:
             self._former = set()
         return claimed
 
-    def _pass(self, among: Sequence[int] | None = None) -> Iterator[Chunk]:
+    def _by_deaths(self, ids: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """Return files by how many deaths they were in work in, those in none first."""
+        found = self._patiently(lambda: deaths(self.catalog, ids))
+        if found:
+            files = counted(len(found), "file")
+            self.say(f"{files} in work when a run died: decoded one by one, in a process apart")
+        groups: dict[int, list[int]] = {}
+        for file_id in ids:
+            groups.setdefault(found.get(file_id, 0), []).append(file_id)
+        return sorted(groups.items())
+
+    def _pass(
+        self,
+        among: Sequence[int] | None = None,
+        most: int = MAX_CHUNK_IMAGES,
+        *,
+        sparing: bool = False,
+    ) -> Iterator[Chunk]:
         after = 0
         while not self.stop.is_set():
             self._crowded = bool(self._patiently(self._look_round)) or self._crowded
-            chunk = self._claim(after, among)
+            chunk = self._claim(after, among, most, sparing=sparing)
             if chunk is None:
                 return
             after = chunk.work[-1].file_id
             yield chunk
 
-    def _claim(self, after: int, among: Sequence[int] | None) -> Chunk | None:
+    def _claim(
+        self, after: int, among: Sequence[int] | None, most: int, *, sparing: bool
+    ) -> Chunk | None:
         number = self._number + 1
         passed: list[int] = []
         tried = False
@@ -145,10 +173,11 @@ class Claiming:
                 self.lease,
                 self.space,
                 number=number,
-                limit=self.size.limit,
+                limit=min(self.size.limit, most),
                 after_file_id=after,
                 scope=self.scope,
                 among=among,
+                sparing=sparing,
                 passed=passed,
             )
 

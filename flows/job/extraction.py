@@ -117,7 +117,10 @@ def _vectors(
         return built[-1]
 
     extracted = extract(
-        [Source(work.file_id, work.path, inside=work.inside) for work in order.chunk.work],
+        [
+            Source(work.file_id, work.path, inside=work.inside, suspect=work.suspect)
+            for work in order.chunk.work
+        ],
         wants=wanted,
         preprocess=Preprocess.from_json(space.spec["preprocess"]),
         engine=engine,
