@@ -17,7 +17,7 @@ def picture_of(source: Source, key: int, item: Item) -> "Picture":
     from extractor.loader import Source as Picture
 
     if item.row is None:
-        return Picture(key, item.path)
+        return Picture(key, item.path, inside=source.inside)
     return Picture(key, b"", partial(_pixels, source, item.row))
 
 

@@ -23,7 +23,7 @@ class DirectorySource(Source):
     """
 
     def __init__(self, path: bytes) -> None:
-        self._path = os.path.abspath(path)
+        self._path = self.inside = os.path.abspath(path)
         self._shown = self._path.decode("utf-8", "backslashreplace")
         self.description = f"directory {self._shown}"
 

@@ -65,9 +65,12 @@ class Source(ABC):
     ----------
     description
         One line for a person: what it is and how it was read.
+    inside
+        The directory whose pictures it gives: below it no symbolic link is followed.
     """
 
     description: str
+    inside: bytes | None = None
 
     @property
     @abstractmethod
