@@ -235,8 +235,10 @@ def locked(folder: str, name: str = LOCK) -> Iterator[int | None]:
 def _environment(start: Start) -> dict[str, str]:
     """Return the environment of a server: the user's Prefect is none of its business."""
     kept = {name: value for name, value in os.environ.items() if _concerns_a_server(name)}
+    pages = (f"http://{host}:{start.port}" for host in (HOST, "localhost"))
     return {
         **TAMED,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(pages),  # Prefect lets every site's page in
         **kept,
         "PREFECT_HOME": start.folder,
         "PREFECT_SERVER_API_HOST": HOST,
