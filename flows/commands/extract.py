@@ -7,6 +7,7 @@ import click
 from flows.commands.base import Command, json_option
 from flows.commands.running import MODEL, WORK, options
 from flows.commands.show import leave
+from flows.commands.sourcing import SHARD, SOURCE
 
 LAYERS = (
     click.option(
@@ -17,22 +18,6 @@ LAYERS = (
         help="fc7, avgpool, logits, ... or any node's name; repeatable.",
     ),
 )
-SOURCE = (
-    click.option("--labels", metavar="NPY", help="Labels of an npy array, one a picture."),
-    click.option("--height", type=click.IntRange(1), help="Of pictures that are rows of numbers."),
-    click.option("--width", type=click.IntRange(1), help="Of pictures that are rows of numbers."),
-    click.option("--channels", type=click.IntRange(1), help="1, 3 or 4; with --height, --width."),
-    click.option(
-        "--values",
-        type=click.Choice(["unit", "byte"]),
-        help="White in an array that is not uint8: 1 (unit) or 255 (byte).",
-    ),
-    click.option(
-        "--columns", metavar="WORDS", help="Columns of a list: id, path, label or -, by commas."
-    ),
-    click.option("--shard", metavar="I/N", help="Only the I-th of N parts of the source."),
-)
-"""Options that say what a source does not, and how much of it is meant."""
 OUTPUT = (
     click.option("--overwrite", is_flag=True, help="Replace an output that is there."),
     click.option("--restart", is_flag=True, help="Throw away unfinished work and begin anew."),
@@ -61,7 +46,7 @@ OUTPUT = (
     "--normalize/--no-normalize", default=True, help="Scale each vector to unit length (default)."
 )
 @click.option("--format", metavar="F", help="What to write; without it, what OUT's suffix means.")
-@options(*SOURCE, *WORK, *OUTPUT)
+@options(*SOURCE, SHARD, *WORK, *OUTPUT)
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
 @click.pass_context

@@ -5,9 +5,10 @@ from typing import Any
 import click
 
 from flows.commands.base import Command, json_option
-from flows.commands.extract import OUTPUT, SOURCE
+from flows.commands.extract import OUTPUT
 from flows.commands.running import WORK, options
 from flows.commands.show import leave
+from flows.commands.sourcing import SHARD, SOURCE
 
 DETECTOR = (
     click.option(
@@ -57,7 +58,7 @@ DETECTOR = (
 )
 @click.argument("source", metavar="SOURCE")
 @click.argument("out", metavar="OUT")
-@options(*DETECTOR, *SOURCE, *WORK, *OUTPUT)
+@options(*DETECTOR, *SOURCE, SHARD, *WORK, *OUTPUT)
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
 @click.pass_context

@@ -17,3 +17,5 @@ SOURCE = (
     ),
 )
 """What a source does not say itself: the fields of ``SourceOptions``."""
+SHARD = click.option("--shard", metavar="I/N", help="Only the I-th of N parts of the source.")
+"""How much of a source is meant."""
