@@ -7,6 +7,8 @@ import io
 import json
 import os
 import random
+import re
+import shutil
 import stat
 import struct
 import subprocess
@@ -576,3 +578,39 @@ def test_the_page_of_another_site_may_not_ask_prefects_server(monkeypatch, tmp_p
     monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "https://mine")
     told = _environment(Start(str(tmp_path), 4321))
     assert told["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "https://mine"
+
+
+# --- the pages -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["promises.md", "threats.md"])
+def test_every_test_that_a_page_names_is_there(page):
+    text = (CHECKOUT / "docs" / page).read_text()
+    text = text.replace("`S::", "`tests/reliability/test_security.py::")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) >= 15
+    for path, name in named:
+        assert not name or f"def {name}(" in (CHECKOUT / path).read_text(), (path, name)
+        assert (CHECKOUT / path).is_file(), path
+
+
+def test_the_counts_of_a_long_run_are_filled_in(tmp_path):
+    entries = [
+        {"name": "kills of a writer, sqlite", "long": True, "seed": 7, "kills": 9000, "lost": 0},
+        {"name": "kills of a writer, postgres", "long": True, "seed": 7, "kills": 1000, "lost": 0},
+        {"name": "kills of a writer, sqlite", "long": False, "seed": 7, "kills": 5},
+        {"name": "power cuts", "long": True, "seconds": 3, "cuts": 50_000, "lost": 0},
+        {"name": "mutant: no_fsync", "long": True, "check": "power", "runs": 40, "caught": 12},
+    ]
+    shutil.copy(CHECKOUT / "docs" / "promises.py", tmp_path)
+    page = tmp_path / "promises.md"
+    shutil.copy(CHECKOUT / "docs" / "promises.md", page)
+    (tmp_path / "tally").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    for _ in range(2):  # a second time it replaces what it wrote
+        script = [sys.executable, str(tmp_path / "promises.py"), str(tmp_path / "tally")]
+        subprocess.run(script, check=True, timeout=60)
+        cells = dict(re.findall(r"<!--counts (.+?)-->(.*?)<!--end-->", page.read_text()))
+        assert cells["kills*"] == "2 entries, 10,000 kills, 0 lost"
+        assert cells["power cuts*"] == "50,000 cuts, 0 lost"
+        assert cells["mutant: *"] == "40 runs, 12 caught"
+        assert cells["link races"] == "not run"
