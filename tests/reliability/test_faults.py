@@ -12,9 +12,9 @@ import time
 
 import pytest
 
-from tests.reliability.faults import STAGES
 from tests.reliability.faulty import KINDS, build_shim
 from tests.reliability.scale import scale, tally
+from tests.reliability.stages import STAGES
 
 SEED = 20261122
 ENDS = ("done", "error", "killed")
@@ -68,7 +68,7 @@ def test_a_fault_at_the_calls_of_sqlite(disk, tmp_path):
     if shim is None:
         pytest.skip("no C compiler")
     began = time.monotonic()
-    told = swept("sqlite", disk, scale(ci=0.02, long=1), shim=shim)
+    told = swept("sqlite", disk, scale(ci=0.012, long=1), shim=shim)
     calls = judged("faults of SQLite's calls", told, began)
     assert calls["index"] > 100
 
