@@ -38,11 +38,11 @@ test: env
 	$(py) -m coverage combine --quiet
 	$(py) -m coverage report
 
-# Hours.  Every test adds to $(TALLY) what it counted.
-TALLY ?= $(CURDIR)/reliability.jsonl
+# Hours.  Every test adds to $(LOOKALIKE_TALLY) what it counted.
+LOOKALIKE_TALLY ?= $(CURDIR)/reliability.jsonl
 reliability: env
-	rm -f $(TALLY)
-	OMP_NUM_THREADS=1 LOOKALIKE_LONG=1 LOOKALIKE_TALLY=$(TALLY) $(py) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --timeout 0 tests/reliability $(ARGS)
+	rm -f $(LOOKALIKE_TALLY)
+	OMP_NUM_THREADS=1 LOOKALIKE_LONG=1 LOOKALIKE_TALLY=$(LOOKALIKE_TALLY) $(py) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --timeout 0 tests/reliability $(ARGS)
 
 check: env
 	$(VENV)/bin/ruff check .

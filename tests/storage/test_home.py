@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.durable import create_private, make_dir, write_durably
+from storage.durable import create_private, delete_durably, make_dir, write_durably
 from storage.errors import CatalogError, DiskFull, StorageError
 from storage.fs import Fs, using, write_all
 from storage.home import Home, free_bytes, fs_type
@@ -72,6 +72,41 @@ def test_new_folders_are_for_the_owner_alone_and_old_ones_stay_as_they_are(tmp_p
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
     assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+class Syncing(Fs):
+    """The real file system, which remembers the folders whose names it was asked to sync."""
+
+    def __init__(self) -> None:
+        self.synced: list[str] = []
+
+    def fsync_dir(self, path: str) -> None:
+        self.synced.append(path)
+        super().fsync_dir(path)
+
+
+def test_a_folder_is_synced_though_whoever_made_it_was_killed_before(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with using(Syncing()) as disk:
+        make_dir(str(tmp_path / "a" / "b"))
+    assert disk.synced == [str(tmp_path), str(tmp_path / "a")]
+
+
+def test_a_folder_that_cannot_be_made_or_a_file_that_cannot_go_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match="can't be written: Not a directory"):
+        make_dir(str(tmp_path / "file" / "b"))
+    with pytest.raises(StorageError, match="can't be deleted: Is a directory"):
+        delete_durably(str(tmp_path / "folder"))
+
+
+def test_files_are_deleted_in_their_order_and_synced_once(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with using(Syncing()) as disk:
+        delete_durably(str(tmp_path / "a"), str(tmp_path / "never there"))
+    assert os.listdir(tmp_path) == []
+    assert disk.synced == [str(tmp_path)]
 
 
 def test_a_private_file_is_for_the_owner_alone_and_one_that_is_there_stays(tmp_path: Path) -> None:
