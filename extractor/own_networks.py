@@ -126,6 +126,16 @@ def signature(model: str) -> list[Any] | None:
     return [path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
+def file_digest(model: str) -> str | None:
+    """Return the digest of the file that makes the network, None where there is none.
+
+    Nothing of it is run.
+    """
+    with _current_folder():
+        path = _file(model.partition(":")[0])
+    return _digest(path) if path is not None and os.path.isfile(path) else None
+
+
 def _made(model: str, seed: int) -> "tuple[nn.Module, Preprocess, str]":
     """Import and call; every trouble is said in one line."""
     from torch import nn

@@ -106,9 +106,29 @@ def open_engine(
     from extractor.engine import Engine
     from extractor.models import ModelRequest, open_model
 
+    if model is None:
+        check_code(space)
     model = model or open_model(ModelRequest(**space.request))
     check_same(space, model.spec.to_json())
     return Engine(model, device=device, batch_size=batch_size)
+
+
+def check_code(space: SpaceInfo) -> None:
+    """Refuse a network of one's own whose file is another one, before any of it runs.
+
+    Raises
+    ------
+    SpaceError
+        The module of that name, in the current folder perhaps, is not the space's.
+    """
+    from extractor.own_networks import file_digest
+
+    made, name = space.spec.get("code"), str(space.request.get("model"))
+    if made and file_digest(name) not in (None, made):
+        raise SpaceError(
+            f"the space {space.name!r} was made by another file than what {name} is now: run where "
+            "that file is found first, or make a new space with `lookalike index --model`"
+        )
 
 
 def check_same(space: SpaceInfo, spec: Mapping[str, Any]) -> None:

@@ -24,8 +24,9 @@ import torch
 from PIL import Image
 
 from extractor.decode import DecodeError, decode
-from extractor.errors import WeightsError
+from extractor.errors import UnknownModel, WeightsError
 from extractor.loader import Source, load
+from extractor.models import ModelRequest, open_model
 from extractor.preprocess import Preprocess
 from extractor.reading import Unread, opened
 from extractor.weights import read_file
@@ -33,8 +34,11 @@ from flows.commands.show import printable
 from flows.job.report import Report
 from flows.samples import draw_families
 from flows.server.process import Start, _environment
+from search.query import open_engine
 from search.sheet import sheet
-from storage.errors import PartError, SourceError, StorageError
+from storage.catalog import Catalog
+from storage.errors import PartError, SourceError, SpaceError, StorageError
+from storage.home import Home
 from storage.leases import start_run
 from storage.npy import map_npy
 from storage.sources.directory import DirectorySource
@@ -144,6 +148,38 @@ def test_a_weights_file_runs_no_code_whatever_its_name(suffix, how, tmp_path):
     with contextlib.suppress(RuntimeError):  # what it holds beside the trap is no weights file
         torch.load(io.BytesIO(path.read_bytes()), weights_only=False)
     assert sprung.exists()  # it is a trap
+
+
+OWN = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+def test_a_network_of_ones_own_is_run_only_from_the_file_that_made_the_space(
+    home, tmp_path, monkeypatch
+):
+    sprung = tmp_path / "sprung"
+    for folder, code in (("mine", OWN), ("theirs", f"import os\nos.mkdir({str(sprung)!r})\n{OWN}")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own_and_only.py").write_text(code)
+    monkeypatch.chdir(tmp_path / "mine")
+    request = ModelRequest(model="own_and_only:net")
+    spec = {**open_model(request).spec.to_json(), "dtype": "float32"}
+    with Catalog.open(home, write=True) as catalog:
+        asked = {"model": "own_and_only:net", "layer": None, "weights": "DEFAULT"}
+        space = ensure_space(catalog, name="own", spec=spec, request=asked, key="own")
+    assert open_engine(space, "cpu")
+    del sys.modules["own_and_only"]
+    monkeypatch.chdir(tmp_path / "theirs")
+    with pytest.raises(SpaceError, match="was made by another file than what own_and_only:net is"):
+        open_engine(space, "cpu")
+    assert not sprung.exists()
+    with contextlib.suppress(UnknownModel):
+        open_model(request)  # a person who asks for it by name gets what lies here
+    assert sprung.exists()
 
 
 def test_an_array_of_objects_is_neither_a_part_nor_a_source(tmp_path):
@@ -547,9 +583,6 @@ def test_the_home_is_for_its_owner_alone_whatever_the_umask(odd):
 def test_a_home_that_is_made_is_for_its_owner_alone(tmp_path):
     old = os.umask(0)
     try:
-        from storage.catalog import Catalog
-        from storage.home import Home
-
         with Catalog.open(Home(str(tmp_path / "a" / "home")), write=True):
             pass
     finally:
