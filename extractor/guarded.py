@@ -163,10 +163,12 @@ class _Child:
     ) -> NDArray[np.uint8] | Failure:
         """Return what the child makes of a picture; raise ``_Ended`` or ``Stopped``."""
         reader, writer = _pipes(self._process)
-        with self._watched(stopped) as why:
-            frame = None
-            with suppress(OSError):
-                self._ready = self._ready or receive(reader) is not None
+        if not self._ready:
+            with self._watched(stopped) as why:
+                self._ready = receive(reader) is not None
+        frame = None
+        if self._ready:
+            with self._watched(stopped) as why, suppress(OSError):
                 send(writer, preprocess.to_json(), data)
                 frame = receive(reader)
         if frame is None:
