@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -524,6 +526,20 @@ def test_a_tied_server_that_can_not_end_gently_ends_all_the_same() -> None:
     assert done.returncode == 1
 
 
+def _lets_in(url: str, site: str) -> bool:
+    """Return whether a browser may ask for a page of a site, in JSON."""
+    headers = {"Origin": site, "Access-Control-Request-Method": "POST"}
+    headers["Access-Control-Request-Headers"] = "content-type"
+    asked = urllib.request.Request(url, method="OPTIONS", headers=headers)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(asked, timeout=30) as answer:
+            return answer.headers["Access-Control-Allow-Origin"] in (site, "*")
+    except urllib.error.HTTPError as refusal:
+        refusal.close()
+        return False
+
+
 @pytest.mark.prefect
 @posix
 def test_up_and_down(home: str) -> None:
@@ -539,6 +555,8 @@ def test_up_and_down(home: str) -> None:
         assert os.getsid(server.owner.pid) != os.getsid(0)
         assert _page(server.page).lower().startswith("<!doctype html>")
         assert json.loads(_page(f"{server.page}/ui-settings"))["api_url"] == server.url
+        assert _lets_in(f"{server.url}/flows/filter", server.page)
+        assert not _lets_in(f"{server.url}/flows/filter", "https://elsewhere.example")
     finally:
         said = down(settings)
     assert said == f"Prefect's server at {server.page} is stopped"
