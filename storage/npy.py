@@ -2,6 +2,7 @@
 
 import io
 import os
+import tokenize
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from storage.durable import DurableFile
 from storage.errors import PartError
 
 Array = npt.NDArray[Any]
+
+BAD_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
+"""What numpy raises for a damaged header: it reads it as a piece of Python."""
 
 
 def write_npy(path: str, array: Array) -> DurableFile:
@@ -58,5 +62,5 @@ def map_npy(path: str, dtype: str, shape: tuple[int, ...], size_bytes: int | Non
             return np.memmap(file, dtype=wanted, mode="r", offset=file.tell(), shape=shape)
     except FileNotFoundError as error:
         raise PartError(f"{path} is missing; `lookalike check --repair` sorts it out") from error
-    except (OSError, ValueError) as error:
+    except (OSError, *BAD_HEADER) as error:
         raise PartError(f"{path} can't be read as npy: {error}") from error

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import SourceError
+from storage.npy import BAD_HEADER
 from storage.sources.table import as_text
 
 MAGIC = b"\x93NUMPY"
@@ -46,7 +47,7 @@ class MappedNpy:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise SourceError(f"{self.title}: {error.strerror or error}") from error
-        except ValueError as error:
+        except BAD_HEADER as error:
             raise SourceError(f"{self.title} is no npy file: {error}") from error
         self.array: NDArray[Any] = np.ndarray(
             shape, dtype, self._map, start, order="F" if fortran else "C"
