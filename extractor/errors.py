@@ -7,6 +7,7 @@
     ├── UnknownLayer              2  the network has no layer of that name
     ├── WeightsError              2  the weights can't be had or don't fit the network
     ├── InputSizeError            2  the network takes no pictures of that size
+    ├── WhiteningError            2  a whitening can't be learnt or read, or fits no such vectors
     └── DeviceError               2  the device is unknown or not there
 
 A bad picture is not among them: it is data, and ``extractor.loader`` reports it as a ``Failure``.
@@ -33,6 +34,10 @@ class WeightsError(ExtractorError):
 
 class InputSizeError(ExtractorError):
     """The network takes no pictures of that size; the message says which it takes."""
+
+
+class WhiteningError(ExtractorError):
+    """A whitening can't be learnt or read, or is for other vectors; the message says which."""
 
 
 class DeviceError(ExtractorError):

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extractor import networks, weights
+from extractor import networks, weights, whitening
 from extractor.decode import DECODE_VERSION
+from extractor.errors import WhiteningError
 from extractor.networks import ModelInfo, described, list_models
 from extractor.preprocess import Preprocess
 
@@ -53,6 +54,8 @@ class ModelRequest:
         Sizes of the input, as parts of its own, whose vectors are averaged; none is one alone.
     relu
         Whether a ReLU's layer is taken behind it, or before.
+    whitening
+        Path of a file that `extractor.whitening.read` takes; None is no whitening.
     """
 
     model: str = "resnet50"
@@ -62,6 +65,7 @@ class ModelRequest:
     pool: str | None = None
     scales: tuple[float, ...] = ()
     relu: bool = True
+    whitening: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(map(float, self.scales)))  # JSON knows lists
@@ -81,6 +85,7 @@ class ModelRequest:
             "pool": self.pool,
             "scales": list(self.scales) or None,
             "relu": None if self.relu else False,
+            "whitening": self.whitening,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -107,6 +112,8 @@ class ModelSpec:
         The sizes of the input whose vectors are averaged; none where there is one alone.
     code
         SHA-256 of the file that makes a network of one's own.
+    whitening
+        SHA-256 of the file of the whitening; empty without one.
     """
 
     architecture: str
@@ -120,12 +127,13 @@ class ModelSpec:
     decode_version: int = DECODE_VERSION
     scales: tuple[float, ...] = ()
     code: str = ""
+    whitening: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the values as JSON knows them.
 
-        ``scales`` and ``code`` are left out where they are empty: a space is known by these
-        values, and spaces are older than they.
+        ``scales``, ``code`` and ``whitening`` are left out where they are empty: a space is known
+        by these values, and spaces are older than they.
         """
         values: dict[str, Any] = {
             "architecture": self.architecture,
@@ -142,6 +150,8 @@ class ModelSpec:
             values["scales"] = list(self.scales)
         if self.code:
             values["code"] = self.code
+        if self.whitening:
+            values["whitening"] = self.whitening
         return values
 
 
@@ -216,15 +226,18 @@ def open_model(request: ModelRequest, layers: Sequence[str] | None = None) -> Mo
 
     Raises
     ------
-    UnknownModel, UnknownLayer, WeightsError, InputSizeError
+    UnknownModel, UnknownLayer, WeightsError, InputSizeError, WhiteningError
         With what there is instead.
     """
     if layers and request.layer is not None:
         raise ValueError(f"the layer is {request.layer!r} and is {', '.join(layers)}")
     wanted = tuple(layers) if layers else (request.layer,)
+    white = _whitening(request.whitening, len(wanted))
     sketch = networks.sketch(request.model, request.weights, request.input_size)
     # Before any weights: a wrong layer must not wait for a download.
     found = _find(sketch, wanted, request)
+    if white is not None:
+        _refuse_other_vectors(white, found[0])
     if request.scales:
         sketch.try_scales(found, request.scales)
     network = sketch.loaded()
@@ -238,16 +251,37 @@ def open_model(request: ModelRequest, layers: Sequence[str] | None = None) -> Mo
             pooling=layer.pooling,
             relu=layer.relu,
             preprocess=network.preprocess,
-            dim=layer.dim,
+            dim=white.dims[1] if white else layer.dim,
             scales=request.scales,
             code=network.code,
+            whitening=white.digest if white else "",
         )
         for layer in found
     )
-    return Model(specs, network.cut(found, request.scales), tuple(layer.name for layer in found))
+    module = network.cut(found, request.scales)
+    if white is not None:
+        module = whitening.apply(module, white)
+    return Model(specs, module, tuple(layer.name for layer in found))
 
 
 def _find(
     network: networks.Network, names: Sequence[str | None], request: ModelRequest
 ) -> "list[Layer]":
     return [network.layer(name, relu=request.relu, pool=request.pool) for name in names]
+
+
+def _whitening(path: str | None, layers: int) -> whitening.Whitening | None:
+    """Read the whitening that a request names, if any."""
+    if path is None:
+        return None
+    if layers > 1:
+        raise WhiteningError(f"a whitening is for one layer, and {layers} are asked for")
+    return whitening.read(path)
+
+
+def _refuse_other_vectors(white: whitening.Whitening, layer: "Layer") -> None:
+    if white.dims[0] != layer.dim:
+        raise WhiteningError(
+            f"the whitening is for vectors of {white.dims[0]:,} numbers, and layer {layer.name!r} "
+            f"gives {layer.dim:,}"
+        )

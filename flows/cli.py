@@ -49,6 +49,10 @@ COMMANDS = {
     "roots": ("flows.commands.roots:command", "List, move or remove the indexed roots."),
     "export": ("flows.commands.export:command", "Write the vectors of a space for other tools."),
     "spaces": ("flows.commands.spaces:command", "List, choose or drop the spaces of vectors."),
+    "whiten": (
+        "flows.commands.whiten:command",
+        "Make a space of PCA-whitened vectors out of another one.",
+    ),
     "sample": (
         "flows.commands.sample:command",
         "Write a seeded part of a list or an array, to try things out.",

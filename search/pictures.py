@@ -56,7 +56,7 @@ class Pictures:
     def __init__(self, catalog: Catalog, space: SpaceInfo, device: str) -> None:
         self.catalog = catalog
         self.space = space
-        self.network = Vectors(space, device)
+        self.network = Vectors(space, device, catalog.home)
 
     def at(self, paths: Sequence[bytes]) -> list[Query]:
         """Look files up by content, and decode those that the space does not know.

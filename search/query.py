@@ -9,7 +9,9 @@ import numpy.typing as npt
 
 from search.errors import QueryError
 from storage.errors import SpaceError
+from storage.home import Home
 from storage.spaces import SpaceInfo, fingerprint
+from storage.whitenings import resolved
 
 if TYPE_CHECKING:
     from extractor.engine import Engine
@@ -32,10 +34,13 @@ class Vectors:
         The space that the vectors are compared in.
     device
         As ``extractor.engine.Engine`` takes it.
+    home
+        Where the space lies; a space that is whitened has a file there.
     """
 
-    def __init__(self, space: SpaceInfo, device: str = "auto") -> None:
+    def __init__(self, space: SpaceInfo, device: str = "auto", home: Home | None = None) -> None:
         self.space = space
+        self.home = home
         self.device = device
         self._engine: Engine | None = None
         self._turn = threading.Lock()
@@ -86,7 +91,7 @@ class Vectors:
 
     def _open(self) -> "Engine":
         if self._engine is None:
-            self._engine = open_engine(self.space, self.device)
+            self._engine = open_engine(self.space, self.device, home=self.home)
         return self._engine
 
 
@@ -95,6 +100,7 @@ def open_engine(
     device: str = "auto",
     batch_size: int | None = None,
     model: "Model | None" = None,
+    home: Home | None = None,
 ) -> "Engine":
     """Open the model that made a space (or take ``model``) for forward passes.  Imports torch.
 
@@ -104,13 +110,19 @@ def open_engine(
         The space's model is no longer what it was.
     """
     from extractor.engine import Engine
-    from extractor.models import ModelRequest, open_model
 
-    if model is None:
-        check_code(space)
-    model = model or open_model(ModelRequest(**space.request))
+    model = model or model_of(space, home)
     check_same(space, model.spec.to_json())
     return Engine(model, device=device, batch_size=batch_size)
+
+
+def model_of(space: SpaceInfo, home: Home | None) -> "Model":
+    """Open the model that made a space; ``home`` is where the space lies.  Imports torch."""
+    from extractor.models import ModelRequest, open_model
+
+    check_code(space)
+    request = dict(space.request) if home is None else resolved(home, space.request)
+    return open_model(ModelRequest(**request))
 
 
 def check_code(space: SpaceInfo) -> None:

@@ -26,6 +26,7 @@ from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
 from storage.tables import Image, Part, Vector
 from storage.vectors import PartInfo, VectorStore, off_unit
+from storage.whitenings import whitening_findings
 
 __all__ = ["Finding", "check"]
 
@@ -56,6 +57,7 @@ def check(
     if findings:
         return findings  # what else a damaged catalog says is no ground for a repair
     findings += row_findings(catalog)
+    findings += whitening_findings(catalog, deep=deep)
     for space in list_spaces(catalog):
         if repair and lease is not None:
             findings += _mend(catalog, lease, space, deep=deep)

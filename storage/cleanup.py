@@ -16,6 +16,7 @@ from storage.reading import generation_paths, open_store
 from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
 from storage.tables import Generation, Part, Run, Space
+from storage.whitenings import delete_unused
 
 KEEP_S = 24 * 3600.0
 """How long a replaced file stays for its readers, and an orphan for whoever may still commit it."""
@@ -33,7 +34,8 @@ def delete_old_files(catalog: Catalog, lease: Lease, *, keep_s: float = KEEP_S) 
         deleted += _delete_replaced(catalog, lease, space, keep_s)
         deleted += _delete_orphans(orphans(catalog, space), keep_s)
     deleted += _delete_orphans(_unfinished(catalog.home), keep_s)
-    return deleted + _delete_dropped(catalog, keep_s)
+    deleted += _delete_dropped(catalog, keep_s)
+    return deleted + delete_unused(catalog, keep_s=keep_s)
 
 
 def _delete_replaced(catalog: Catalog, lease: Lease, space: SpaceInfo, keep_s: float) -> int:

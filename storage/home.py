@@ -8,6 +8,7 @@
     spaces/<fingerprint>/  the first 16 hexadecimal digits of the space's fingerprint
         parts/             vectors
         index/             published indexes
+    whitening/             what whitens vectors, each named by the SHA-256 of its file
 """
 
 import json

@@ -4,6 +4,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+WHITENED = "whitened"
+"""What spaces are called whose vectors were whitened."""
+
 
 def recipe_name(request: Mapping[str, Any]) -> str:
     """Return the name that a request gives a space: ``resnet50-maps-gem-448px-3scales``.
@@ -12,7 +15,7 @@ def recipe_name(request: Mapping[str, Any]) -> str:
     ----------
     request
         ``model`` and what else was asked for: ``layer``, ``pool``, ``input_size``, ``scales``,
-        ``relu``; empty and missing ones are the usual ones.
+        ``relu``, ``whitening``; empty and missing ones are the usual ones.
     """
     pool, side, scales = (request.get(name) for name in ("pool", "input_size", "scales"))
     words = [
@@ -22,6 +25,7 @@ def recipe_name(request: Mapping[str, Any]) -> str:
         f"{side}px" if side else None,
         f"{len(scales)}scales" if scales else None,
         "norelu" if request.get("relu") is False else None,
+        WHITENED if request.get("whitening") else None,
     ]
     return "-".join(word for word in words if word)
 
@@ -42,5 +46,6 @@ def recipe_text(request: Mapping[str, Any]) -> str:
         f"{side} px" if side else None,
         f"scales {' '.join(f'{scale:g}' for scale in scales)}" if scales else None,
         "before the ReLU" if request.get("relu") is False else None,
+        WHITENED if request.get("whitening") else None,
     ]
     return ", ".join(word for word in words if word)

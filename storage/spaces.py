@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, update
 
 from storage.catalog import Catalog, insert_into
 from storage.durable import delete_durably, make_dir
@@ -17,9 +17,8 @@ from storage.fs import fs
 from storage.leases import Lease, check_lease
 from storage.space_names import recipe_name
 from storage.tables import Claim, Failure, Generation, Part, Space, SpaceKey, Vector
-
-_SPACES = 7205759403792794
-"""Postgres: number of the lock for changes of the spaces."""
+from storage.turns import take_turns
+from storage.whitenings import delete_unused, whitening_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def ensure_space(
     make_dir(catalog.home.parts_dir(digest))
     make_dir(catalog.home.index_dir(digest))
     with catalog.write() as conn:
-        _take_turns(conn)
+        take_turns(conn)
         space = _find(conn, Space.fingerprint == digest)
         if space is None:
             space = _make(
@@ -145,7 +144,7 @@ def use_space(catalog: Catalog, name: str, *, force: bool = False) -> SpaceInfo:
         There is none, or searches would find nothing any more.
     """
     with catalog.write() as conn:
-        _take_turns(conn)
+        take_turns(conn)
         space = _get(conn, name)
         if not force and not _has_vectors(conn, Space.id == space.id):
             _refuse_empty(conn, name)
@@ -173,7 +172,7 @@ def drop_space(catalog: Catalog, lease: Lease, name: str) -> None:
     """
     with catalog.write() as conn:
         check_lease(conn, lease)
-        _take_turns(conn)
+        take_turns(conn)
         space = _get(conn, name)
         others = select(Space.name).where(Space.id != space.id).order_by(Space.id)
         other = conn.execute(others).scalar()
@@ -192,12 +191,8 @@ def drop_space(catalog: Catalog, lease: Lease, name: str) -> None:
     for folder_of in (home.parts_dir, home.index_dir, home.space_dir):
         with suppress(OSError):  # not empty: made again
             fs().rmdir(folder_of(space.fingerprint))
-
-
-def _take_turns(conn: Connection) -> None:
-    """Let one transaction at a time change which spaces there are, as it always is on SQLite."""
-    if conn.dialect.name == "postgresql":
-        conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SPACES})
+    if digest := whitening_of(space.request):
+        delete_unused(catalog, only=digest)
 
 
 def _columns() -> Any:

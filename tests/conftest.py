@@ -41,6 +41,7 @@ SLOW = (
     "test_export",
     "test_readme",
     "test_timm",
+    "test_whiten",
     "test_regions",
 )
 """Files that begin first, so that no process is left alone with one at the end."""

@@ -135,7 +135,8 @@ def _engine(bench: Bench, seat: Seat, space: SpaceInfo, batch_size: int | None) 
     def make(device: str) -> Any:
         from search.query import open_engine
 
-        return open_engine(space, device, batch_size, model=_model(bench, space))
+        home = bench.catalog.home
+        return open_engine(space, device, batch_size, model=_model(bench, space), home=home)
 
     return opened(seat, (space.id, batch_size), bench.check, make)
 
@@ -149,10 +150,10 @@ def _model(bench: Bench, space: SpaceInfo) -> Any:
     if not bench.engines.several:
         return bench.models.pop(space.id, None)
     if space.id not in bench.models:
-        from extractor.models import ModelRequest, open_model
+        from search.query import model_of
 
         bench.models.clear()
-        bench.models[space.id] = open_model(ModelRequest(**space.request))
+        bench.models[space.id] = model_of(space, bench.catalog.home)
     return deepcopy(bench.models[space.id])
 
 

@@ -131,6 +131,11 @@ class Progress:
         said = f"{n:,} of {total:,}"
         self._show(f"write {out}", n, total, said, f"writing {out}: {said}")
 
+    def learning(self, n: int, total: int) -> None:
+        """Say that ``n`` vectors were learnt from so far."""
+        said = f"{n:,} of {total:,}"
+        self._show("learn from vectors", n, total, said, f"learning from vectors: {said}")
+
     def publishing(self, space: str, reason: str) -> None:
         """Say that the index of a space is being built, and why."""
         self.note(f"building the index of '{space}': {BECAUSE.get(reason, reason)}")

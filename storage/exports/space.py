@@ -6,21 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, or_, select
 
 from storage.catalog import Catalog
-from storage.errors import ExportError, PartError
+from storage.errors import ExportError
 from storage.exports.formats import Writer, open_writer
 from storage.exports.output import Output
-from storage.exports.records import FloatArray, Records
-from storage.reading import Rows, Snapshot, open_store, snapshot
+from storage.exports.records import Records
+from storage.reading import Snapshot, open_store, snapshot
 from storage.roots import RootInfo, display, find_root, list_roots, within
 from storage.scan import SEP
 from storage.slices import pages
 from storage.spaces import SpaceInfo
 from storage.tables import File, Vector
-from storage.vectors import VectorStore
+from storage.verified import VerifiedRows
 
 BATCH_BYTES = 8 << 20
 """Vectors that are written at once."""
@@ -104,7 +103,7 @@ def export_space(
             _refuse_equal_ids(conn, view, roots)
     if not total:
         raise ExportError(_nothing(space, roots, without))
-    vectors = _Vectors(open_store(catalog, space), view)
+    vectors = VerifiedRows(open_store(catalog, space), view)
     with writer:
         for root in roots:
             for records in _records(catalog, view, root, vectors, absolute=wish.absolute):
@@ -115,35 +114,8 @@ def export_space(
     return Exported(writer.output, writer.n, without, _size(writer), took)
 
 
-class _Vectors:
-    """Vectors by row, from parts that are compared with their checksums before they are read.
-
-    One part is open at a time: what the system has mapped of a file counts as memory.
-    """
-
-    def __init__(self, store: VectorStore, view: Snapshot) -> None:
-        self._store = store
-        self._parts = view.parts
-        self._starts = np.array([part.row_start for part in view.parts], dtype=np.int64)
-        self._verified: set[int] = set()
-
-    def gather(self, rows: npt.NDArray[np.int64]) -> FloatArray:
-        """Return the vectors of some rows, shape ``(n, d)``, float32."""
-        out = np.empty((len(rows), self._store.dim), np.float32)
-        which = np.searchsorted(self._starts, rows, side="right") - 1
-        for number in np.unique(which).tolist():
-            part = self._parts[max(number, 0)]  # a row before all parts is refused as unknown
-            if number not in self._verified:
-                self._store.refuse_damaged(part)
-                self._verified.add(number)
-            out[which == number] = Rows(self._store, [part]).gather(rows[which == number])
-        if not np.isfinite(out).all():
-            raise PartError("a vector is not finite; `lookalike check --deep --repair` drops it")
-        return out
-
-
 def _records(
-    catalog: Catalog, view: Snapshot, root: RootInfo, vectors: _Vectors, *, absolute: bool
+    catalog: Catalog, view: Snapshot, root: RootInfo, vectors: VerifiedRows, *, absolute: bool
 ) -> Iterator[Records]:
     """Yield the files of a root in the order of their paths."""
     batch = max(1, BATCH_BYTES // (4 * view.space.dim))
