@@ -11,7 +11,8 @@ import sys
 children = multiprocessing.get_context("forkserver")
 children.set_forkserver_preload(
     ["torch", "torchvision", "faiss", "flows.cli", "flows.run", "flows.settings", "search.query",
-     "extractor.engine", "extractor.graph", "extractor.extract", "storage.publish", "storage.index"]
+     "extractor.engine", "extractor.graph", "extractor.extract", "storage.publish", "storage.index",
+     "tests.reliability.writers"]
 )  # fmt: skip
 
 
