@@ -5,6 +5,7 @@ import os
 from contextlib import suppress
 
 from storage.errors import LeaseHeld
+from storage.fs import fs
 from storage.owner import this_process
 
 LOCK = "lock"
@@ -13,7 +14,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def lock_folder(folder: str, what: str) -> int:
-    """Make a folder and lock it until the descriptor that is returned is closed.
+    """Make a folder durably, and lock it until the descriptor that is returned is closed.
 
     Its holder may delete the folder.  Where the file system has no locks nobody is kept out, and
     the result may be -1.
@@ -37,7 +38,9 @@ def lock_folder(folder: str, what: str) -> int:
         return -1
     while True:
         with suppress(FileExistsError):
-            os.mkdir(folder)
+            fs().mkdir(folder)
+        with suppress(PermissionError):  # a folder above that may be written and not read
+            fs().fsync_dir(os.path.dirname(folder))
         try:
             lock = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_CREAT, 0o600)
         except FileNotFoundError:

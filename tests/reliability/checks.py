@@ -24,10 +24,10 @@ from storage.leases import finish_run, reap, start_run
 from storage.publish import publish
 from storage.spaces import get_space
 from storage.tables import Base
+from tests.reliability.cut_short import Batch, Saves
 from tests.reliability.lives import (
     History,
     Known,
-    Saves,
     Wrong,
     boot,
     judge,
@@ -124,10 +124,17 @@ class Bench:
 
     def saves(self, seed, share):
         """Cut the power while a file is replaced; a hundred times."""
+        self._cut(Saves, seed)
+
+    def batch(self, seed, share):
+        """Cut the power while work for an output is done; a hundred times."""
+        self._cut(Batch, seed)
+
+    def _cut(self, kind, seed):
         for number in range(100):
-            folder = f"{self.folder}/saves"
+            folder = f"{self.folder}/small"
             shutil.rmtree(folder, ignore_errors=True)
-            Saves(folder, random.Random(f"{seed} {number}")).run()
+            kind(folder, random.Random(f"{seed} {number}")).run()
 
     def flip(self, seed, share):
         """Change one bit in one file of each kind; nothing that was changed may go unnoticed."""

@@ -21,7 +21,6 @@ from storage.chunks import claim_chunk
 from storage.cleanup import delete_old_files
 from storage.commit import FileRead, commit_chunk
 from storage.compact import compact
-from storage.durable import write_durably
 from storage.files import scan_root
 from storage.generation import load_generation
 from storage.home import Home
@@ -254,42 +253,3 @@ class History:
 
 def _home(world):
     return Home(os.path.join(world, "home"))
-
-
-@dataclass
-class Saves:
-    """A file that is replaced again and again until the power goes: it is one of its versions."""
-
-    folder: str
-    rng: object
-    cuts: int = 0
-
-    def run(self):
-        """Save and be cut off, and hold what is found against what was saved."""
-        world, after = os.path.join(self.folder, "disk"), os.path.join(self.folder, "found")
-        os.makedirs(world)
-        path, saved = os.path.join(world, "file"), 0
-        disk = Disk(world, self.rng.randint(1, 30))
-        with disk.running():
-            for version in range(1, 6):
-                write_durably(path, _version(version))
-                saved = version
-        self.cuts += disk.off
-        for _ in range(3):  # three of the states that may be found
-            disk.found(after, self.rng)
-            found = _content(os.path.join(after, "file"))
-            if found not in (_version(saved), _version(saved + 1)):
-                raise Wrong(f"after version {saved} the file is neither that nor the next one")
-            shutil.rmtree(after)
-
-
-def _version(number):
-    """Return what is saved as a version; before the first one there is no file."""
-    return (b"version %d\n" % number) * 100 if number else None
-
-
-def _content(path):
-    if not os.path.exists(path):
-        return None
-    with open(path, "rb") as file:
-        return file.read()

@@ -16,6 +16,7 @@ from storage import (
     compact,
     database,
     durable,
+    folder_lock,
     generation,
     index,
     leases,
@@ -49,8 +50,8 @@ class _Without:
         return lambda path: None if self._when(path) else real(path)
 
 
-def without(call, when=lambda path: True):
-    return planted(durable, "fs", lambda: _Without(call, when))
+def without(call, when=lambda path: True, at=durable):
+    return planted(at, "fs", lambda: _Without(call, when))
 
 
 def _is_leaf(path):
@@ -67,6 +68,10 @@ def no_sync_of_the_folder_of_a_file():
 
 def no_sync_of_the_folders_above():
     return without("fsync_dir", lambda path: not _is_leaf(path))
+
+
+def no_sync_of_the_name_of_a_work_folder():
+    return without("fsync_dir", at=folder_lock)
 
 
 def renamed_before_the_sync():

@@ -28,6 +28,7 @@ MUTANTS = {
     mutants.run_of_before_the_boot_taken_for_alive: "power",
     mutants.renamed_before_the_sync: "saves",
     mutants.written_in_place: "saves",
+    mutants.no_sync_of_the_name_of_a_work_folder: "batch",
     mutants.no_checksum_of_a_part: "flip",
     mutants.no_checksum_of_an_index: "flip",
     mutants.no_checksum_of_a_rowmap: "flip",

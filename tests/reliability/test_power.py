@@ -9,7 +9,8 @@ import pytest
 
 from storage.durable import make_dir, write_durably
 from storage.fs import fs, using, write_all
-from tests.reliability.lives import History, Saves, plant
+from tests.reliability.cut_short import Batch, Saves
+from tests.reliability.lives import History, plant
 from tests.reliability.power import SECTOR, Disk
 from tests.reliability.scale import scale, tally
 
@@ -79,6 +80,17 @@ def test_a_file_that_is_replaced_is_the_old_one_or_the_new_one(memory):
         shutil.rmtree(saves.folder)
     tally("power cuts while a file is replaced", seed=SEED, cuts=cuts, lost=0)
     assert cuts > number * 0.7
+
+
+def test_no_power_cut_takes_back_a_finished_chunk_of_a_batch(memory):
+    cuts = 0
+    for number in range(scale(ci=200, long=5000)):
+        batch = Batch(f"{memory}/batch", random.Random(SEED + number))
+        batch.run()
+        cuts += batch.cuts
+        shutil.rmtree(batch.folder)
+    tally("power cuts of a batch", seed=SEED, cuts=cuts, lost=0)
+    assert cuts > number * 0.5
 
 
 # The disk itself: it loses all that it may lose, and nothing else.
