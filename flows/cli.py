@@ -40,6 +40,11 @@ COMMANDS = {
     ),
     "retry": ("flows.commands.failures:retry_command", "Try failed images again on the next run."),
     "check": ("flows.commands.upkeep:check_command", "Verify catalog, vectors and indexes."),
+    "backup": (
+        "flows.commands.backup:backup_command",
+        "Copy the store to another folder, also while runs go on.",
+    ),
+    "restore": ("flows.commands.backup:restore_command", "Make a home of a backup."),
     "compact": ("flows.commands.upkeep:compact_command", "Free the disk that dead vectors take."),
     "maintain": (
         "flows.commands.maintain:command",

@@ -1,11 +1,18 @@
 """``lookalike check``, ``compact`` and ``forget``."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import click
 
-from flows.commands.base import Command, absolute, json_option, leased, opened
+from flows.commands.base import Command, absolute, json_option, leased, opened, settings_of
 from flows.commands.show import count, printable, write_json
+
+if TYPE_CHECKING:
+    from storage.catalog import Catalog
+    from storage.check import Depth, Finding
+    from storage.check_again import Again
 
 NOT_MENDED = 5
 """Exit code of a check that found trouble which is still there."""
@@ -21,35 +28,66 @@ NOT_MENDED = 5
     """,
 )
 @click.option("--repair", is_flag=True, help="Mend what can be mended from what is there.")
-@click.option("--deep", is_flag=True, help="Read every byte: checksums, and unit length.")
+@click.option("--deep", is_flag=True, help="Read every byte, and extract some pictures again.")
 @json_option
 @click.pass_context
 def check_command(ctx: click.Context, repair: bool, deep: bool, as_json: bool) -> None:
     """Verify that catalog, vectors and indexes are whole and agree.
 
-    Rows, sizes and headers are compared; with --deep every byte is read as well.
+    Rows, sizes and headers are compared.  With --deep every byte is read as well: checksums, unit
+    length, whose vectors they are, and whether each index holds and finds them; and up to 16
+    pictures of each space are extracted again, which must give the stored vectors as closely as
+    the device's precision lets them.
     A vector that is lost makes its image pending again, for the next run.
     Exit code 5 where something is wrong and was not mended.
     """
     from dataclasses import asdict
 
-    from storage.check import check
+    from storage.check import Depth, check
 
     with (
         opened(ctx, write=repair) as catalog,
         leased(catalog, "repair") if repair else nullcontext() as lease,
     ):
-        findings = check(catalog, repair=repair, deep=deep, lease=lease)
+        depth = Depth(deep=deep, again=_again(ctx, catalog) if deep else None)
+        findings = check(catalog, repair=repair, deep=depth, lease=lease)
     if as_json:
         write_json([asdict(finding) for finding in findings])
-    elif not findings:
-        click.echo("clean")
     else:
         for finding in findings:
             mended = " (repaired)" if finding.repaired else ""
             click.echo(f"{finding.severity}: {printable(finding.what)}{mended}")
+        click.echo(f"{_verdict(findings)}: {_looked_at(depth)}")
     left = [f for f in findings if f.severity == "error" and not f.repaired]
     ctx.exit(NOT_MENDED if left else 0)
+
+
+def _again(ctx: click.Context, catalog: "Catalog") -> "Again":
+    from flows.job.again import extract_again
+
+    settings = settings_of(ctx).settings
+    return extract_again(catalog.home, settings.device, settings.workers)
+
+
+def _verdict(findings: "Sequence[Finding]") -> str:
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if not errors:
+        return "clean"
+    repaired = sum(finding.repaired for finding in errors)
+    return f"{count(len(errors), 'error')}, {repaired:,} repaired"
+
+
+def _looked_at(depth: "Depth") -> str:
+    looked = depth.looked
+    said = [
+        count(looked.spaces, "space"),
+        f"{count(looked.vectors, 'vector')} in {count(looked.parts, 'part')}",
+        f"{looked.indexes:,} index{'' if looked.indexes == 1 else 'es'}",
+    ]
+    if depth.deep:
+        said.append("every byte read")
+        said.append(f"{count(looked.again, 'picture')} extracted again")
+    return ", ".join(said)
 
 
 @click.command(

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from sqlalchemy import update
 
 from extractor.errors import ExtractorError
 from flows.cli import cli, expected_code
@@ -21,14 +23,21 @@ from flows.job.parameters import options_for
 from flows.job.spaces import SpaceChoice
 from flows.samples import draw_scene
 from storage.catalog import Catalog
+from storage.durable import file_checksum
 from storage.errors import StorageError
 from storage.home import Home
 from storage.leases import finish_run, start_run
+from storage.reading import open_store, snapshot
 from storage.roots import list_roots
 from storage.runs import claim
+from storage.spaces import get_space
+from storage.tables import Part, Space
 from tests.flows.terminal import CHECKOUT, loaded, lookalike
 from tests.flows.test_report import KEYS
 
+SOUND = (
+    "clean: 1 space, 12 vectors in 1 part, 1 index, every byte read, 12 pictures extracted again\n"
+)
 TINY = ("--model", "resnet18", "--weights", "random:0", "--no-prefect")
 
 
@@ -195,7 +204,7 @@ class TestIndex:
         kept = values(shop, "status")["spaces"][0]["vectors"]
         assert 12 + 16 <= kept < 12 + 64
         assert values(shop, "index", "--no-prefect")["extracted"] == 12 + 64 - kept
-        assert run(shop, "check").stdout == "clean\n"
+        assert run(shop, "check").stdout.startswith("clean: 1 space, ")
 
 
 class TestFirstRun:
@@ -427,7 +436,7 @@ class TestFailures:
 
 class TestUpkeep:
     def test_check_tells_damage_and_mends_it(self, shop: Path) -> None:
-        assert run(shop, "check").stdout == "clean\n"
+        assert run(shop, "check").stdout.startswith("clean: 1 space, ")
         assert values(shop, "check", "--deep") == []
         [part] = [
             p for p in (shop / "home/spaces").rglob("*/parts/*.npy") if p.stem.count(".") == 0
@@ -435,13 +444,67 @@ class TestUpkeep:
         data = bytearray(part.read_bytes())
         data[-5] ^= 0xFF
         part.write_bytes(data)
-        assert run(shop, "check").stdout == "clean\n"  # the size is right
+        assert run(shop, "check").stdout.startswith("clean: 1 space, ")  # the size is right
         result = run(shop, "check", "--deep", code=5)
         assert result.stdout.startswith("error: ")
         assert part.stem in result.stdout
         assert "(repaired)" in run(shop, "check", "--deep", "--repair").stdout
         assert values(shop, "index", "--no-prefect")["extracted"] == 12
-        assert run(shop, "check", "--deep").stdout == "clean\n"
+        assert run(shop, "check", "--deep").stdout == SOUND
+
+    def test_a_vector_that_is_not_its_picture_s_is_found_and_made_anew(self, shop: Path) -> None:
+        home = Home(str(shop / "home"))
+        with Catalog.open(home, write=True) as catalog:
+            space = get_space(catalog)
+            [part] = snapshot(catalog, space).parts
+            path = open_store(catalog, space).path(part.name)
+            x = np.load(path)
+            x[3] = np.roll(x[3], 1)
+            np.save(path, x)
+            with catalog.write() as conn:
+                conn.execute(update(Part).values(checksum=file_checksum(path)))
+        assert run(shop, "check").stdout.startswith("clean: ")
+        found = run(shop, "check", "--deep", code=5).stdout
+        assert "1 of 12 pictures that were extracted again gave another vector" in found
+        mended = run(shop, "check", "--deep", "--repair").stdout
+        assert mended.endswith("12 pictures extracted again\n")
+        assert mended.count("(repaired)") == 1
+        assert values(shop, "index", "--no-prefect")["extracted"] == 12
+        assert run(shop, "check", "--deep").stdout == SOUND
+
+    def test_where_the_weights_are_gone_it_says_so_and_the_rest_is_verified(
+        self, shop: Path
+    ) -> None:
+        with Catalog.open(Home(str(shop / "home")), write=True) as catalog, catalog.write() as conn:
+            gone = {"model": "resnet18", "layer": "avgpool", "weights": "/nowhere/gone.pth"}
+            conn.execute(update(Space).values(request=gone))
+        said = run(shop, "check", "--deep").stdout
+        assert "info: space resnet18-avgpool: no picture was extracted again: " in said
+        assert said.endswith("every byte read, 0 pictures extracted again\n")
+
+    def test_a_backup_is_made_checked_and_restored(self, shop: Path) -> None:
+        made = run(shop, "backup", str(shop / "copy")).stdout
+        assert made.startswith(f"backed up to {shop / 'copy'}, as of 20")
+        assert ": 1 space, 12 vectors, 4 files\n4 copied (" in made
+        again = run(shop, "backup", str(shop / "copy")).stdout
+        assert again.endswith("\n0 copied (0 B), 4 there already, 0 old deleted\n")
+        checked = CliRunner().invoke(cli, ["--home", str(shop / "copy"), "check", "--deep"])
+        assert checked.stdout == SOUND
+        with pytest.raises(StorageError, match="is a backup and is not written"):
+            CliRunner().invoke(
+                cli, ["--home", str(shop / "copy"), "compact"], catch_exceptions=False
+            )
+        query = str(shop / "pictures/a/2.jpg")
+        hits = values(shop, "search", query)
+        shutil.rmtree(shop / "home")
+        restored = values(shop, "restore", str(shop / "copy"))
+        assert (restored["vectors"], restored["copied"]) == (12, 4)
+        assert run(shop, "check", "--deep").stdout == SOUND
+        assert values(shop, "search", query) == hits
+        with pytest.raises(StorageError, match="is there already"):
+            run(shop, "restore", str(shop / "copy"))
+        report = values(shop, "index", "--no-prefect")
+        assert (report["extracted"], report["missing"]) == (0, 0)
 
     def test_compact_drops_what_is_dead(self, shop: Path) -> None:
         shutil.rmtree(shop / "pictures/b")
@@ -452,7 +515,7 @@ class TestUpkeep:
         assert values(shop, "spaces", "list")[0]["vectors"] == 6
         assert run(shop, "compact", "--space", "resnet18-avgpool").stdout.startswith("space ")
         assert run(shop, "compact").stdout.endswith("\n0 old files deleted\n")
-        assert run(shop, "check").stdout == "clean\n"
+        assert run(shop, "check").stdout.startswith("clean: 1 space, ")
 
     def test_forget_removes_an_image_for_good(self, shop: Path) -> None:
         query = shop / "pictures/a/1.jpg"
@@ -461,7 +524,7 @@ class TestUpkeep:
         assert values(shop, "status")["spaces"][0]["vectors"] == 11
         [answer] = values(shop, "search", str(shop / "pictures/a/2.jpg"), "-k", "50")
         assert str(query) not in [hit["path"] for hit in answer["hits"]]
-        assert run(shop, "check").stdout == "clean\n"
+        assert run(shop, "check").stdout.startswith("clean: 1 space, ")
 
 
 class TestRootsAndSpaces:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sqlalchemy import delete, func, insert, select, update
 
-import storage.check
+import storage.check_space
 from storage.catalog import Catalog
 from storage.check import check
 from storage.errors import StorageError
@@ -249,14 +249,14 @@ def test_flipped_bits_of_the_catalog_end_in_one_line_or_do_no_harm(local, seed):
 
 @pytest.mark.parametrize("repair", [False, True])
 def test_what_a_run_commits_meanwhile_is_not_lost(filled, lease, monkeypatch, repair):
-    rows, added = storage.check._row_findings, []
+    rows, added = storage.check_space.entered_rows, []
 
     def later(*args, **kwargs):
         if not added:
             added.append(filled.add(clustered(5, D, seed=9)))
         return rows(*args, **kwargs)
 
-    monkeypatch.setattr(storage.check, "_row_findings", later)
+    monkeypatch.setattr(storage.check_space, "entered_rows", later)
     assert check(filled.catalog, repair=repair, lease=lease) == []
     with filled.catalog.read() as conn:
         assert conn.execute(select(func.count()).select_from(Vector)).scalar() == 65
