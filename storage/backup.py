@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import delete, update
 
-from storage.backup_files import WHITENINGS, Named, copy_file, named_in
+from storage.backup_files import Named, copy_file, named_in
 from storage.backup_mark import NAME, Mark, is_backup, read_mark, write_mark
 from storage.backup_rows import copy_rows
 from storage.catalog import Catalog
@@ -27,6 +27,7 @@ from storage.fs import fs
 from storage.home import Home
 from storage.sqlite_files import copy_sqlite, make_single
 from storage.tables import Claim, Run
+from storage.whitenings import whitening_path
 
 _PIECE_BYTES = 8 << 20
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.tmp$")
@@ -198,7 +199,7 @@ def _delete_others(named: Named, dest: Home) -> int:
     keep = {os.path.join(dest.path, file.path) for file in named.files}
     folders = {os.path.join(dest.path, folder) for folder in named.folders}
     deleted = 0
-    for top in (dest.spaces_dir, os.path.join(dest.path, WHITENINGS)):
+    for top in (dest.spaces_dir, os.path.dirname(whitening_path(dest, ""))):
         for folder, _, names in os.walk(top, topdown=False):
             for path in (os.path.join(folder, name) for name in names):
                 if path not in keep:

@@ -13,9 +13,8 @@ from storage.durable import DurableFile
 from storage.errors import PartError
 from storage.reading import generation_paths, open_store, snapshot
 from storage.spaces import list_spaces
+from storage.whitenings import whitening_of, whitening_path
 
-WHITENINGS = "whitening"
-"""Folder of a home for the files of whitenings, named by their SHA-256."""
 _PIECE_BYTES = 8 << 20
 
 
@@ -60,9 +59,9 @@ def named_in(catalog: Catalog) -> Named:
             index, rowmap = generation_paths(folders[-1], view.generation.name)
             files.append((rowmap, view.generation.rowmap_checksum))
             files.append((index, view.generation.checksum))
-        whitening = space.request.get("whitening")
-        if whitening:
-            files.append((os.path.join(home.path, WHITENINGS, f"{whitening}.npz"), whitening))
+        whitening = whitening_of(space.request)
+        if whitening is not None:
+            files.append((whitening_path(home, whitening), whitening))
     relative = {os.path.relpath(path, home.path): checksum for path, checksum in files}
     return Named(
         files=tuple(NamedFile(path, checksum) for path, checksum in relative.items()),

@@ -21,6 +21,7 @@ from storage.runs import claim, release
 from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
 from storage.tables import Part, Vector
+from storage.whitenings import whitening_findings
 
 __all__ = ["Depth", "Finding", "Looked", "check"]
 
@@ -55,6 +56,7 @@ def check(
     if findings:
         return findings  # what else a damaged catalog says is no ground for a repair
     findings += row_findings(catalog)
+    findings += whitening_findings(catalog, deep=depth.deep)
     for space in list_spaces(catalog):
         with suppress(SpaceError):  # dropped meanwhile
             if repair and lease is not None:
