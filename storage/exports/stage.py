@@ -133,6 +133,7 @@ class Stage:
             fs().replace(path, old)
         fs().replace(self.folder, path)
         self._moved = True
+        fs().fsync_dir(os.path.dirname(path))  # before the old one goes: no power cut takes both
         shutil.rmtree(old, ignore_errors=True)
 
     def __exit__(

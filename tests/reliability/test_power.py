@@ -8,7 +8,9 @@ import shutil
 import pytest
 
 from storage.durable import make_dir, write_durably
-from storage.fs import fs, using, write_all
+from storage.exports.output import Output
+from storage.exports.stage import OLD, Stage
+from storage.fs import Fs, fs, using, write_all
 from tests.reliability.cut_short import Batch, Saves
 from tests.reliability.lives import History, plant
 from tests.reliability.power import SECTOR, Disk
@@ -91,6 +93,28 @@ def test_no_power_cut_takes_back_a_finished_chunk_of_a_batch(memory):
         shutil.rmtree(batch.folder)
     tally("power cuts of a batch", seed=SEED, cuts=cuts, lost=0)
     assert cuts > number * 0.5
+
+
+def test_an_old_folder_is_there_until_the_name_of_the_new_one_is_durable(tmp_path):
+    output = Output(str(tmp_path / "out"), "tsv", ("fc7",), True, ("fc7.tsv",))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "fc7.tsv").write_bytes(b"old")
+    at_sync = []
+
+    class Watched(Fs):
+        def fsync_dir(self, path):
+            if path == str(tmp_path):
+                at_sync.append({name: read(tmp_path / name / "fc7.tsv") for name in folders()})
+            super().fsync_dir(path)
+
+    def folders():
+        return [name for name in os.listdir(tmp_path) if os.listdir(tmp_path / name)]
+
+    with using(Watched()), Stage(output, overwrite=True) as stage:
+        stage.create("fc7.tsv").write(b"new")
+        stage.put_in_place()
+    assert at_sync[0] == {"out": b"new", f"out{OLD}": b"old"}
+    assert {name: read(tmp_path / name / "fc7.tsv") for name in folders()} == {"out": b"new"}
 
 
 # The disk itself: it loses all that it may lose, and nothing else.
