@@ -266,7 +266,8 @@ def answers(catalog: Catalog, k: int = 10) -> tuple[list[list[bytes]], list[str]
     ids = {hit.image_id for hits in found.neighbours for hit in hits}
     with catalog.read() as conn:
         of_id = dict(conn.execute(select(Image.id, Image.digest).where(Image.id.in_(ids))).all())
-    return [[of_id[hit.image_id] for hit in hits] for hits in found.neighbours], found.warnings
+    hits = [[of_id.get(hit.image_id, b"none") for hit in each] for each in found.neighbours]
+    return hits, found.warnings
 
 
 def truth(images: Iterable[bytes], k: int = 10) -> list[list[bytes]]:
