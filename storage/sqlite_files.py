@@ -2,6 +2,8 @@
 
 import sqlite3
 
+from storage.database import plain_errors
+
 
 def copy_sqlite(source: str, target: str) -> None:
     """Copy a SQLite file as of its last commit, though others write it; the target is not synced.
@@ -23,9 +25,15 @@ def make_single(path: str) -> None:
     """Bring the write-ahead log of a file that nobody else has open into it, and end the log.
 
     The file can then be copied as a file, and read where nothing can be written.
+
+    Raises
+    ------
+    DiskFull, CatalogError
+        The file can't be read or written.
     """
-    connection = sqlite3.connect(path, isolation_level=None)
-    try:
-        connection.execute("PRAGMA journal_mode = DELETE").fetchall()
-    finally:
-        connection.close()
+    with plain_errors(path):
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+        finally:
+            connection.close()
