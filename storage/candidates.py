@@ -15,8 +15,10 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from storage.dead import entered_rows, live_rows, rows_at
+from storage.errors import PartError
 from storage.exact import is_in, search_exact
 from storage.reading import Rows, Snapshot
+from storage.vectors import off_unit
 
 if TYPE_CHECKING:
     from storage.generation import Loaded
@@ -134,7 +136,7 @@ class Search:
         scores = np.empty(len(own), np.float32)
         for start in range(0, len(own), RESCORED):
             some = slice(start, start + RESCORED)
-            scores[some] = _cosines(self._rows.gather(own[some]).astype(np.float64), q)
+            scores[some] = _cosines(own[some], self._rows.gather(own[some]), q)
         order = np.lexsort((own, -scores))
         return [Neighbour(own[at], live[own[at]], float(scores[at])) for at in order]
 
@@ -214,7 +216,14 @@ class Search:
         return search_exact(blocks, xq, fetch)[1]
 
 
-def _cosines(x: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> FloatArray:
+def _cosines(rows: Sequence[int], x: FloatArray, q: npt.NDArray[np.float64]) -> FloatArray:
     """Return the cosines of ``x``, shape ``(n, d)``, with ``q``; float16 is not of unit length."""
-    lengths = np.sqrt(np.einsum("nd,nd->n", x, x)) * np.sqrt(q @ q)
-    return np.asarray(np.einsum("nd,d->n", x, q) / lengths, np.float32).clip(-1, 1)
+    exact = x.astype(np.float64)
+    lengths, far = off_unit(exact)
+    if len(far):  # one flipped bit can make an image everybody's nearest
+        raise PartError(
+            f"the vector of row {rows[far[0]]} is damaged, its length is {lengths[far[0]]:.6g}; "
+            "`lookalike check --deep --repair` sorts it out"
+        )
+    cosines = np.einsum("nd,d->n", exact, q) / (lengths * np.sqrt(q @ q))
+    return np.asarray(cosines, np.float32).clip(-1, 1)

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from storage.errors import PartError
+
 FloatArray = npt.NDArray[np.float32]
 RowArray = npt.NDArray[np.int64]
 
@@ -31,6 +33,11 @@ def search_exact(
         Shapes ``(nq, k)``: inner products, float32, largest first, and rows, int64.  Equal
         products stand in the order of their rows.  Where fewer than k rows are there, row -1
         with product -inf fills up.
+
+    Raises
+    ------
+    PartError
+        A vector is damaged: it is not finite.
     """
     best_d = np.full((len(xq), k), -np.inf, np.float32)
     best_i = np.full((len(xq), k), -1, np.int64)
@@ -56,8 +63,14 @@ def _merge(best_d: FloatArray, best_i: RowArray, scores: FloatArray, rows: RowAr
     """Merge a block's scores, shape ``(nq, m)``, into the k best so far, in place."""
     k = best_d.shape[1]
     m = len(rows)
+    tops = scores.max(axis=1)
+    if np.isnan(tops).any():  # no comparison with it is true: the whole block would be left out
+        row = rows[np.isnan(scores).any(axis=0)][0]
+        raise PartError(
+            f"the vector of row {row} is damaged; `lookalike check --deep --repair` sorts it out"
+        )
     floors = np.partition(scores, max(m - k, 0), axis=1)[:, max(m - k, 0)]
-    for query in np.flatnonzero(scores.max(axis=1) >= best_d[:, -1]):
+    for query in np.flatnonzero(tops >= best_d[:, -1]):
         # All that equal the k-th best, so that the lower row wins and not the partition's whim.
         at = np.flatnonzero(scores[query] >= floors[query])
         d = np.concatenate([best_d[query], scores[query, at]])
