@@ -1,5 +1,8 @@
 """A list of paths as a source: TSV, CSV or one path a line, read as a stream.
 
+Without a header the first of two columns holds ids in a TSV, so that one id which repeats by mistake
+can't turn all of them into labels; in a CSV its values tell.
+
 The lines are read once to check them, and again each time that items are asked for, so that memory
 holds eight bytes a line and not the lines: ids that repeat are found by their hashes.
 """
@@ -30,6 +33,7 @@ from storage.sources.table import (
 )
 from storage.sources.text import ListText
 
+_OR_LABELS = " (if they are labels and no ids, say --columns label,path)"
 _FEW = 1000  # values of an unsaid column that are held to see labels early
 
 
@@ -132,6 +136,11 @@ class ListSource(Source):
         """Close the list."""
         self._text.close()
 
+    @property
+    def _holds_ids(self) -> bool:
+        """Whether a column that nobody has named holds ids, whatever its values are."""
+        return self.form == "tsv" and self.header is None
+
     def _find_columns(self, said: Columns | None) -> Columns:
         first = next(self.rows(), None)
         if first is None:
@@ -140,7 +149,8 @@ class ListSource(Source):
         if header is not None:
             self.header = first[1]
         if said is None:
-            return header or without_header(first, self._text.title)
+            found = header or without_header(first, self._text.title)
+            return found.settled(are_ids=True) if self._holds_ids else found
         if said.count != len(first[1]):
             raise SourceError(
                 f"{self._text.title}: line {first[0]} has {len(first[1])} columns, "
@@ -185,7 +195,8 @@ class ListSource(Source):
             wrong.add(f"line {lines[position]} repeats line {lines[earlier]}")
         if n > len(found):
             wrong.add("", n - len(found))
-        wrong.refuse()
+        may_be_labels = self.said is None and self._holds_ids and self.columns.id is not None
+        wrong.refuse(_OR_LABELS if may_be_labels else "")
 
     def _lines_of(self, positions: set[int]) -> dict[int, int]:
         last = max(positions) + 1

@@ -84,11 +84,11 @@ class Wrong:
             n -= 1
         self._more += n
 
-    def refuse(self) -> None:
-        """Raise `ManifestError` if there was any."""
+    def refuse(self, hint: str = "") -> None:
+        """Raise `ManifestError` if there was any; ``hint`` ends its message."""
         if self._shown:
             more = f"; and {self._more} more" if self._more else ""
-            raise ManifestError(f"{self._title}: {'; '.join(self._shown)}{more}")
+            raise ManifestError(f"{self._title}: {'; '.join(self._shown)}{more}{hint}")
 
 
 def find_form(name: bytes, lines: Iterable[str], width: int = 0) -> Form:

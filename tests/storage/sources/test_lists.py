@@ -59,6 +59,7 @@ def rows(path: str, columns: str | None = None) -> Rows:
 
 IDS = [("2", "a.jpg", None), ("1", "sub/b.jpg", None)]
 LABELS = [("b.jpg", "b.jpg", "cat"), ("a.jpg", "a.jpg", "cat")]
+OR_LABELS = "(if they are labels and no ids, say --columns label,path)"
 PLAIN = [("b.jpg", "b.jpg", None), ("a.jpg", "a.jpg", None)]
 
 
@@ -77,6 +78,7 @@ PLAIN = [("b.jpg", "b.jpg", None), ("a.jpg", "a.jpg", None)]
         ("m.csv", "b.jpg\na.jpg\n", None, PLAIN),
         ("m", "\ufefffile\nb.jpg\na.jpg\n", None, PLAIN),
         ("m.txt", "cat,b.jpg\ncat,a.jpg\n", "label,path", LABELS),
+        ("m.tsv", "cat\tb.jpg\ncat\ta.jpg\n", "label,path", LABELS),
         ("m.csv", "cat,b.jpg\ndog,a.jpg\n", None, [("cat", "b.jpg", None), ("dog", "a.jpg", None)]),
         (
             "m.csv",
@@ -122,7 +124,10 @@ def test_nothing_is_looked_at_and_paths_are_plain(folder: Path) -> None:
     [
         ("m.txt", "a.jpg\n\nb.jpg\na.jpg\na.jpg\n", "line 4 repeats line 1; line 5 repeats line 1"),
         ("m.tsv", "id\tpath\n1\ta.jpg\n2\tb.jpg\n1\tc.jpg\n", "line 4 repeats line 2"),
-        ("m.tsv", "x\ta.jpg\nx\ta.jpg\n", "line 2 repeats line 1"),
+        ("m.tsv", "x\ta.jpg\nx\tb.jpg\n", f"line 2 repeats line 1 {OR_LABELS}"),
+        ("m", "1\ta.jpg\n2\tb.jpg\n1\tc.jpg\n", f"line 3 repeats line 1 {OR_LABELS}"),
+        ("m.tsv", "1\ta.jpg\n\tb.jpg\n", "line 2: the id is empty"),
+        ("m.csv", "x,a.jpg\nx,a.jpg\n", "line 2 repeats line 1"),
         ("m.csv", 'id,path\n1,"a\n.jpg"\n1,b.jpg\n', "line 4 repeats line 3"),
         ("m.tsv", "1\ta.jpg\n2\n", "line 2: 1 columns where the first line has 2"),
         ("m.tsv", "id\tpath\n\ta.jpg\n", "line 2: the id is empty"),
@@ -328,7 +333,7 @@ def test_a_list_means_what_it_means_as_a_manifest(table: list[list[str]], name: 
         with open(path, "w", encoding="utf-8", newline="") as file:
             file.write("\n".join(separator.join(row) for row in table))
         manifest = _as_manifest(path)
-        if manifest is None:
+        if manifest is None or _repeats_an_id(path):
             with pytest.raises(ManifestError):
                 ListSource(path.encode())
             return
@@ -337,6 +342,17 @@ def test_a_list_means_what_it_means_as_a_manifest(table: list[list[str]], name: 
         assert [item.id for item in items] == [key for key, _ in manifest]
         for item, (_, label) in zip(items, manifest, strict=True):
             assert label in (item.label, "(not there)")
+
+
+def _repeats_an_id(path: str) -> bool:
+    """Tell whether the first cells of a TSV of two columns, which hold ids, are none."""
+    with open(path, encoding="utf-8", newline="") as file:
+        lines = [line.removesuffix("\n").removesuffix("\r") for line in file.read().split("\n")]
+    rows = [line.split("\t") for line in lines if line]
+    if path.endswith(".csv") or not rows or len(rows[0]) != 2:
+        return False
+    ids = [row[0] for row in rows]
+    return "" in ids or len(set(ids)) < len(ids)
 
 
 def _as_manifest(path: str) -> list[tuple[bytes, str | None]] | None:

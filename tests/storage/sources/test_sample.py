@@ -144,9 +144,9 @@ def test_lines_are_kept_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["m.csv", "m.tsv", "m.txt"])
 def test_a_sample_reads_as_the_source_does(tmp_path: Path, name: str) -> None:
-    separator = "," if name == "m.csv" else "\t"
+    separator, unsaid = (",", {}) if name == "m.csv" else ("\t", {"columns": "label,path"})
     for rows, options in (
-        ([[f"c{n % 2}", path] for n, path in enumerate(NAMES[:40])], {}),
+        ([[f"c{n % 2}", path] for n, path in enumerate(NAMES[:40])], unsaid),
         ([[f"u{n}", path] for n, path in enumerate(NAMES[:40])], {}),
         ([[f"u{n}", path] for n, path in enumerate(NAMES[:40])], {"columns": "label,path"}),
         ([["x", f"u{n}", path] for n, path in enumerate(NAMES[:40])], {"columns": "-,id,path"}),
