@@ -1,16 +1,19 @@
 """Cut a source into the pieces that are left to do."""
 
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 
 import xxhash
 
 from flows.job.claiming import ChunkSize
 from storage.sources.items import Item, Unreadable
 from storage.workfolder import Finished, WorkFolder
+
+Stamp = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +26,22 @@ class Piece:
         Number of the first item in the source, from 0.
     items
         At least one.
+    stamps
+        Of each item the size and the time of the last change of its file, as they were before
+        anything of it was read; None where there is none.
     """
 
     start: int
     items: tuple[Item | Unreadable, ...]
+    stamps: tuple[Stamp | None, ...] = ()
 
     @property
     def key(self) -> str:
-        """Hash of the items, 32 hexadecimal digits: another line, path or label gives another."""
+        """Hash of the items, 32 hexadecimal digits: another line, label or file gives another."""
         total = xxhash.xxh3_128()
-        for item in self.items:
+        for item, stamp in zip_longest(self.items, self.stamps):
             if isinstance(item, Item):
-                values = [_text(item.id), _text(item.path), item.label, item.row]
+                values = [_text(item.id), _text(item.path), item.label, item.row, stamp]
             else:
                 values = [_text(item.path), item.errno]
             total.update(json.dumps(values).encode() + b"\n")
@@ -42,7 +49,7 @@ class Piece:
 
     def until(self, n: int) -> "Piece":
         """Return the first ``n`` items as a piece."""
-        return Piece(self.start, self.items[:n])
+        return Piece(self.start, self.items[:n], self.stamps[:n])
 
 
 def pieces_left(
@@ -73,7 +80,8 @@ def pieces_left(
         after = bisect_right(starts, start)
         most = starts[after] - start if after < len(starts) else size.limit
         n = found.n if found else min(size.limit, most)
-        piece = Piece(start, tuple(islice(left, n)))
+        some = tuple(islice(left, n))
+        piece = Piece(start, some, tuple(map(_stamp, some)))
         if not piece.items:
             work.cut(start)
             return
@@ -83,6 +91,16 @@ def pieces_left(
         else:
             kept(taken)
         start += len(piece.items)
+
+
+def _stamp(item: Item | Unreadable) -> Stamp | None:
+    if isinstance(item, Unreadable) or item.row is not None:
+        return None
+    try:
+        status = os.stat(item.path)
+    except (OSError, ValueError):  # whoever reads it will tell why
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _text(name: bytes) -> str:

@@ -1,6 +1,6 @@
 """A list of paths as a source: TSV, CSV or one path a line, read as a stream.
 
-Without a header the first of two columns holds ids in a TSV, so that one id which repeats by mistake
+Without a header the first of two columns of a TSV holds ids, so that one that repeats by mistake
 can't turn all of them into labels; in a CSV its values tell.
 
 The lines are read once to check them, and again each time that items are asked for, so that memory

@@ -404,6 +404,23 @@ def test_pieces_whose_items_changed_and_damaged_ones_are_done_again(tmp_path, ph
     same(read_tsv(out), read_tsv(tmp_path / "whole.tsv"))
 
 
+def test_a_picture_that_changed_since_or_came_after_all_is_done_again(tmp_path, photos):
+    folder, out = tmp_path / "some", tmp_path / "v.tsv"
+    folder.mkdir()
+    picture = [path.read_bytes() for path in sorted((photos / "family-000").iterdir())]
+    for n in range(6):
+        (folder / f"{n}.jpg").write_bytes(picture[n])
+    names = [f"{folder}/{n}.jpg\n" for n in range(7)]
+    (tmp_path / "list.txt").write_text("".join(names))
+    finish_all_but_the_output(tmp_path / "list.txt", out)
+    (folder / "1.jpg").write_bytes(picture[7])  # the first of four pieces
+    (folder / "6.jpg").write_bytes(picture[8])  # the last, of a picture that was not there
+    report = go(tmp_path / "list.txt", out, chunk_size=2)
+    assert (report.kept, report.extracted, report.written, report.failed) == (4, 3, 7, 0)
+    go(tmp_path / "list.txt", tmp_path / "whole.tsv")
+    same(read_tsv(out), read_tsv(tmp_path / "whole.tsv"))
+
+
 def finish_all_but_the_output(folder, out):
     """Do all pieces; the output can't be written, as if another process were at it."""
     os.mkdir(f"{out}.lookalike-tmp")
