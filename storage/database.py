@@ -158,8 +158,11 @@ def _prepare_sqlite(connection: sqlite3.Connection, *, write: bool, migrate: boo
         # SQLite does not wait by itself for the lock that this change needs.
         try:
             connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:
+            busy = getattr(error, "sqlite_errorname", "").startswith(
+                ("SQLITE_BUSY", "SQLITE_LOCKED")
+            )
+            if not busy or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 

@@ -49,8 +49,9 @@ def lock_folder(folder: str, what: str) -> int:
             raise
         if _held(lock, what) and _is_there(folder, lock):
             me = this_process()
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"process {me.pid} on {me.host}".encode(), 0)
+            with suppress(OSError):  # a full disk: it only tells others whose the lock is
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, f"process {me.pid} on {me.host}".encode(), 0)
             return lock
         os.close(lock)
 

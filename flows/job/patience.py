@@ -11,7 +11,8 @@ from storage.errors import StorageError
 
 T = TypeVar("T")
 
-AGAIN_AFTER_S = (1.0, 5.0, 15.0)
+AGAIN_AFTER_S = (1.0, 5.0, 15.0, 20.0, 30.0)
+"""Together longer than a minute, in which a server is started anew, and shorter than a lease."""
 LASTING = ("53100", "25006", "42501", "3D000")
 """What Postgres says where waiting is no help: disk full, read-only, no right, no database."""
 
