@@ -41,7 +41,7 @@ def run(name, make_home, *, runs, seed):
 
 def test_the_catalog_equals_a_model_of_the_tree(sqlite_template):
     homes = tree_machine.local_home(sqlite_template)
-    did = run("Tree", homes, runs=scale(ci=25, long=5000), seed=SEED)
+    did = run("Tree", homes, runs=scale(ci=25, long=500), seed=SEED)
     assert did["refused"] > did["runs"] / 8
     assert did["extracted"] > did["runs"]
     tally("machine", seed=SEED, **did)
@@ -58,7 +58,7 @@ def test_the_catalog_equals_a_model_of_the_tree_on_postgres(postgres_server, pos
         finally:
             postgres_server.drop(name)
 
-    did = run("TreeOnPostgres", homes, runs=scale(ci=3, long=200), seed=SEED)
+    did = run("TreeOnPostgres", homes, runs=scale(ci=3, long=50), seed=SEED)
     assert did["extracted"] > did["runs"]
     tally("machine-postgres", seed=SEED, **did)
 

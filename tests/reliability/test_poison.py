@@ -25,7 +25,7 @@ from tests.reliability.scale import scale, tally
 
 GOOD = 12
 SEED = 20261123
-KILLS = scale(ci=5, long=300)
+KILLS = scale(ci=5, long=60)
 NETWORK = ["--model", "squeezenet1_1", "--weights", "random:0"]
 POISONED = os.path.join(os.path.dirname(__file__), "poisoned")
 

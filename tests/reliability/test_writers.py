@@ -28,7 +28,7 @@ from tests.reliability.scale import scale, tally
 SEED = 20261123
 FILES = 28
 """No two of one content: while nobody has read them, two runs can't know of it."""
-PAIRS = {"sqlite": scale(ci=40, long=1_000), "postgres": scale(ci=10, long=500)}
+PAIRS = {"sqlite": scale(ci=40, long=200), "postgres": scale(ci=10, long=100)}
 CHECKED = (storage.chunks, storage.commit, storage.compact, storage.publish, storage.runs)
 """Modules that ask whether the run still has its lease."""
 
