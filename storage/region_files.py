@@ -18,7 +18,6 @@ import io
 import json
 import os
 import uuid
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -122,7 +121,7 @@ class RegionFolder:
                 values = [str(arrays[name]) for name in ("id", "digest", "fingerprint")]
                 mtime_ns = os.fstat(file.fileno()).st_mtime_ns
             return Header(os.fsencode(values[0]), bytes.fromhex(values[1]), values[2], mtime_ns)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except Exception:  # noqa: BLE001 - a damaged archive breaks in its own way: it is made anew
             return None
 
     def write(self, header: Header, arrays: Mapping[str, Array]) -> None:
@@ -172,7 +171,7 @@ class RegionFolder:
         """Return where an image's regions lie: never outside of the folder."""
         parts = [part for part in id.split(b"/") if part not in (b"", b".")]
         inside = [b"__" if part == b".." else part.replace(b"\0", b"_") for part in parts]
-        return os.path.join(self._place, *inside) + b".npz"
+        return os.path.join(self._place, *(inside or [b"_"])) + b".npz"
 
     def _write(self, path: bytes, data: Any, mtime_ns: int | None = None) -> None:
         temporary = os.path.join(self._making, uuid.uuid4().hex.encode())

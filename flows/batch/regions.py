@@ -16,7 +16,7 @@ from flows.batch.region_folder import fill
 from flows.batch.region_told import RegionsReport
 from flows.batch.working import BatchJob, Done, running, work_through
 from flows.job.progress import Progress
-from storage.exports.output import Output, check_output, plan_output
+from storage.exports.output import Output, check_output, plan_output, refuse_nameless
 from storage.exports.parquet import require_pyarrow
 from storage.exports.regions import RegionTable
 from storage.exports.stage import Stage
@@ -48,6 +48,7 @@ def regions_to(options: RegionsOptions, progress: Progress) -> RegionsReport:
         The disk is in trouble.
     """
     batch = options.batch
+    refuse_nameless(batch.out)
     to_table = batch.out.lower().endswith(PARQUET)
     report = RegionsReport(out=display(os.fsencode(batch.out)))
     report.format = "parquet" if to_table else "npz"

@@ -84,8 +84,7 @@ def plan_output(out: str, format: str | None, layers: Sequence[str]) -> Output:
     ExportError
         The format is unknown, or can't hold these layers.
     """
-    if out in ("", "-"):
-        raise ExportError("an output is a file or a folder: name one")
+    refuse_nameless(out)
     as_folder = out.endswith(os.sep)
     name = format or _format_of_suffix(out)
     if name not in FORMATS:
@@ -103,6 +102,12 @@ def plan_output(out: str, format: str | None, layers: Sequence[str]) -> Output:
         raise ExportError(f"{shown(out)} is a folder, {name} is written to a file: name one")
     names = _npy_names(path, layers) if name == "npy" else (os.path.basename(path),)
     return Output(path, name, tuple(layers), False, names)
+
+
+def refuse_nameless(out: str) -> None:
+    """Raise ``ExportError`` where an output was not named: there is none to standard output."""
+    if out in ("", "-"):
+        raise ExportError("an output is a file or a folder: name one")
 
 
 def check_output(output: Output, *, overwrite: bool = False) -> None:

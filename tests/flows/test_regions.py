@@ -1,5 +1,6 @@
 """``lookalike regions``: from a source to the regions of its images."""
 
+import io
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from flows.errors import FlowError, SettingsError
 from flows.job.progress import Progress
 from storage.errors import WorkMismatch
 from storage.exports.errors import ExportError
+from storage.region_files import RegionFolder
 from tests.extractor.detectors import ASKED, CLASSES, photo, small_detector, write_weights
 from tests.extractor.test_regions import detect, written
 
@@ -203,24 +205,70 @@ def test_rows_of_an_array(tmp_path: Path, config: str) -> None:
 def test_ids_that_lead_outside_stay_inside(tmp_path: Path, photos: Path, config: str) -> None:
     (tmp_path / "deep").mkdir()
     photo_file = photos / "a" / "0.png"
-    ids = ["../up", "/abs/olute", "abs/olute", "x" * 300, "fine"]
+    ids = ["../up", "/abs/olute", "abs/olute", "x" * 300, "fine", ".", "/"]
     lines = [f"{id}\t{photo_file}\n" for id in ids]
     (tmp_path / "list.tsv").write_text("id\tpath\n" + "".join(lines))
     out = tmp_path / "deep" / "out"
     report = run(tmp_path / "list.tsv", out, config)
     assert sorted(files(out)) == [
+        "_.npz",
         "__/up.npz",
         "abs/olute.npz",
         "fine.npz",
         "regions.json",
     ]
-    assert (report.extracted, report.failures) == (3, {"name": 2})
+    assert (report.extracted, report.failures) == (4, {"name": 3})
     said = (tmp_path / "deep" / "out.failures.tsv").read_text()
     assert "those of /abs/olute are" in said
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == [
         "out",
         "out.failures.tsv",
     ]
+
+
+def test_what_is_no_whole_npz_is_made_anew(tmp_path: Path, photos: Path, config: str) -> None:
+    out = tmp_path / "out"
+    run(photos, out, config)
+    whole = files(out)
+    path = out / "a" / "0.png.npz"
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    rng = np.random.default_rng(0)
+    for n in range(200):
+        data = bytearray(array.getvalue() if n == 0 else whole["a/0.png.npz"])
+        if n == 1:
+            data = data[: len(data) // 2]
+        elif n > 1:  # where a zip archive says what is in it
+            for at in rng.integers(len(data) - 900, len(data), 3):
+                data[at] = rng.integers(256)
+        path.write_bytes(data)
+        stamp = (photos / "a" / "0.png").stat().st_mtime_ns
+        os.utime(path, ns=(stamp, stamp))
+        if n < 2:
+            assert run(photos, out, config).extracted == 1
+            assert files(out) == whole
+        else:
+            header = RegionFolder(str(out), **plan(whole)).header(b"a/0.png")
+            assert header is None or header.id == b"a/0.png"
+
+
+def plan(there: Files) -> dict[str, Any]:
+    said = json.loads(there["regions.json"])
+    return {"recipe": said["recipe"], "class_names": tuple(said["class_names"])}
+
+
+@pytest.mark.parametrize("out", ["", "-"])
+def test_an_output_has_to_be_named(
+    tmp_path: Path, photos: Path, config: str, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(ExportError, match="name one"):
+        regions_to(
+            regions_options({"source": str(photos), "out": out, "config_file": config}),
+            Progress("silent"),
+        )
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 def command(*args: object) -> list[str]:
