@@ -12,6 +12,7 @@ from flows.batch.working import BatchJob, running, work_through
 from flows.errors import FlowError
 from flows.job.progress import Progress
 from storage.exports.formats import Writer, check_output, open_writer, plan_output
+from storage.exports.output import refuse_sources
 from storage.roots import display
 from storage.sources.opening import Source, open_source
 from storage.workfolder import SUFFIX, WorkFolder
@@ -52,6 +53,9 @@ def extract_to(options: ExtractOptions, progress: Progress) -> BatchReport:
 def _refuse_early(options: ExtractOptions) -> None:
     """Refuse what is wrong with the output before anything is loaded."""
     output = plan_output(options.batch.out, options.format, options.layers or ("vector",))
+    source = options.batch.source
+    if not os.path.isdir(source):  # pictures in a folder are never replaced
+        refuse_sources(output, (source, options.batch.source_options.labels))
     begun = os.path.isdir(output.path + SUFFIX)
     check_output(output, overwrite=options.batch.overwrite or begun)
 
@@ -77,7 +81,7 @@ def _work(job: BatchJob, options: ExtractOptions, source: Source, model: "Model"
     with WorkFolder(output.path, fingerprint, restart=batch.restart) as work:
         overwrite = batch.overwrite or work.was_assembling
         open_writer(batch.out, options.format, dims, overwrite=overwrite)  # refuses now
-        do = Extractor(source, recipe, job.ending, job.progress.advance)
+        do = Extractor(source, work.begun, recipe, job.ending, job.progress.advance)
         work_through(job, source, work, NUMBER_BYTES * sum(dims.values()), do)
         work.assembling()
         with (

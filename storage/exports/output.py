@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from storage.exports.errors import ExportError, shown
@@ -133,6 +133,32 @@ def check_output(output: Output, *, overwrite: bool = False) -> None:
             raise ExportError(f"{shown(path)} is not a file: name another output")
         elif not overwrite:
             raise ExportError(f"{shown(path)} is there already; --overwrite replaces it")
+
+
+def refuse_sources(output: Output, sources: Iterable[str | None]) -> None:
+    """Refuse an output that would replace what is read for it, or the folder that holds that.
+
+    Parameters
+    ----------
+    output
+        As `plan_output` gives it.
+    sources
+        Paths; None, and one where nothing is, say nothing.
+
+    Raises
+    ------
+    ExportError
+        A source would be replaced.
+    """
+    for source in filter(None, sources):
+        if not os.path.exists(source):
+            continue
+        inside = os.path.realpath(source).startswith(os.path.join(output.path, ""))
+        for path in output.paths:
+            if (output.folder and inside) or (
+                os.path.exists(path) and os.path.samefile(source, path)
+            ):
+                raise ExportError(f"{shown(path)} would replace the source: name another output")
 
 
 def safe(layer: str) -> str:

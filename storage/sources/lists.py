@@ -61,6 +61,8 @@ class ListSource(Source):
         What a person said that they are.
     guessed
         Whether the values had to tell ids from labels.
+    path
+        The list; ``None`` is standard input.
     folder
         Where relative paths start.
 
@@ -74,6 +76,7 @@ class ListSource(Source):
 
     def __init__(self, path: bytes | None, columns: str | None = None) -> None:
         said = None if columns is None else said_columns(columns)
+        self.path = path
         self.said = columns
         self.guessed = False
         self._text = ListText(path)

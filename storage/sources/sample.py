@@ -3,7 +3,7 @@
 import io
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from storage.errors import SourceError
 from storage.exports.errors import plain_errors
-from storage.exports.output import Output, check_output
+from storage.exports.output import Output, check_output, refuse_nameless, refuse_sources
 from storage.exports.stage import Stage
 from storage.sources.arrays import ArraySource
 from storage.sources.choice import Choice, Chosen, choose
@@ -57,6 +57,7 @@ def write_sample(source: Source, out: str, choice: Choice, *, overwrite: bool = 
     DiskFull
         The disk is full.
     """
+    refuse_nameless(out)
     if isinstance(source, ListSource):
         return _sample_list(source, out, choice, overwrite=overwrite)
     if isinstance(source, ArraySource):
@@ -67,9 +68,12 @@ def write_sample(source: Source, out: str, choice: Choice, *, overwrite: bool = 
     )
 
 
-def _output(out: str, names: tuple[str, ...], *, overwrite: bool) -> Output:
+def _output(
+    out: str, names: tuple[str, ...], sources: Sequence[bytes | None], *, overwrite: bool
+) -> Output:
     output = Output(os.path.realpath(out), "sample", (), False, names)
     with plain_errors(output.path):
+        refuse_sources(output, [None if path is None else os.fsdecode(path) for path in sources])
         check_output(output, overwrite=overwrite)
     return output
 
@@ -78,7 +82,8 @@ def _output(out: str, names: tuple[str, ...], *, overwrite: bool) -> Output:
 
 
 def _sample_list(source: ListSource, out: str, choice: Choice, *, overwrite: bool) -> Sampled:
-    output = _output(out, (os.path.basename(os.path.realpath(out)),), overwrite=overwrite)
+    names = (os.path.basename(os.path.realpath(out)),)
+    output = _output(out, names, (source.path,), overwrite=overwrite)
     _check_form(source.form, output.path)
     chosen = choose(source.items(), choice)
     folder = os.path.dirname(os.fsencode(output.path))
@@ -181,7 +186,8 @@ def _sample_array(source: ArraySource, out: str, choice: Choice, *, overwrite: b
     parts = [(name, source.npy)]
     if source.labels is not None:
         parts.insert(0, (_labels_name(name), source.labels))
-    output = _output(out, tuple(part for part, _ in parts), overwrite=overwrite)
+    names = tuple(part for part, _ in parts)
+    output = _output(out, names, [npy.path for _, npy in parts], overwrite=overwrite)
     chosen = choose(source.items(), choice)
     with plain_errors(output.path), Stage(output, overwrite=overwrite) as stage:
         for part, npy in parts:

@@ -444,6 +444,29 @@ def test_a_source_that_shrank_leaves_nothing_of_what_is_gone(tmp_path, photos):
     assert list(read_tsv(out)) == [os.fsencode(name) for name in sorted(os.listdir(folder))]
 
 
+def test_an_output_never_replaces_its_source(tmp_path, photos):
+    layers = tmp_path / "layers"
+    layers.mkdir()
+    lists = [tmp_path / "list.tsv", layers / "list.csv"]
+    for path in lists:
+        path.write_text(f"path\n{photos}/family-000/plain.jpg\n")
+    np.save(tmp_path / "x_data.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    np.save(tmp_path / "x_labels.npy", np.arange(2))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    both = {"overwrite": True, "layers": ("fc", "mean"), "format": "csv"}
+    for source, out, more in (
+        (lists[0], lists[0], {"overwrite": True}),
+        (lists[1], layers, both),
+        (tmp_path / "x_data.npy", tmp_path / "x.npy", {"overwrite": True}),
+    ):
+        assert "would replace the source" in refused(ExportError, source, out, **more)
+    np.save(tmp_path / "z.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    labels = {"overwrite": True, "labels": str(tmp_path / "x_labels.npy")}
+    said = refused(ExportError, tmp_path / "z.npy", tmp_path / "x.npy", **labels)
+    assert "x_labels.npy would replace the source" in said
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_another_request_for_the_same_output_is_refused_until_restart(tmp_path, photos):
     out = tmp_path / "v.tsv"
     kill_half_way(photos, out, "--chunk-size", "2", kept=2)

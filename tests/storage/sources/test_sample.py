@@ -230,8 +230,6 @@ def test_nothing_is_replaced_unasked_or_left_of_a_failure(tmp_path: Path) -> Non
     assert out.read_text() == "mine"
     sample(source, out, Choice(n=1), overwrite=True)
     assert out.read_text().strip() in NAMES
-    sample(source, source, Choice(n=3), overwrite=True)
-    assert len(source.read_text().splitlines()) == 3
     assert sorted(os.listdir(tmp_path)) == ["few.txt", "m.txt"]
 
 
@@ -287,6 +285,29 @@ def run(*args: str, code: int = 0) -> Result:
         raise result.exception
     assert result.exit_code == code, (result.stdout, result.stderr)
     return result
+
+
+def test_a_sample_never_replaces_its_source(tmp_path: Path, monkeypatch: Any) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 2, 2, 3), np.uint8))
+    np.save(tmp_path / "y_labels.npy", np.arange(4))
+    (tmp_path / "m.tsv").write_text("1\ta.jpg\n2\tb.jpg\n")
+    (tmp_path / "link.tsv").symlink_to(tmp_path / "m.tsv")
+    monkeypatch.chdir(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    labels = {"labels": "y_labels.npy"}
+    for source, out, options in (
+        ("m.tsv", "m.tsv", {}),
+        ("m.tsv", "link.tsv", {}),
+        ("link.tsv", "m.tsv", {}),
+        ("x.npy", "x.npy", {}),
+        ("x.npy", "x.npy", labels),
+        ("x.npy", "y.npy", labels),
+    ):
+        with pytest.raises(ExportError, match="would replace the source: name another output"):
+            sample(Path(source), Path(out), Choice(n=1), overwrite=True, **options)
+    with open_source("m.tsv") as opened, pytest.raises(ExportError, match="name one"):
+        write_sample(opened, "-", Choice(n=1))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_command_tells_what_it_wrote(tmp_path: Path) -> None:
