@@ -29,7 +29,7 @@ COMMANDS = {
     ),
     "regions": (
         "flows.commands.regions:command",
-        "Write the regions of images that a detector finds, with their features.",
+        "Write the regions that a detector finds, with features.",
     ),
     "search": ("flows.commands.search:command", "Find the images that look like the given ones."),
     "serve": ("flows.commands.serve:command", "Answer searches over HTTP."),

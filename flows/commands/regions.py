@@ -47,7 +47,7 @@ DETECTOR = (
 @click.command(
     "regions",
     cls=Command,
-    short_help="Write the regions of images that a detector finds, with their features.",
+    short_help="Write the regions that a detector finds, with features.",
     examples="""\
     lookalike regions ~/Pictures regions
     lookalike regions coco.tsv regions.parquet --num-boxes 36 --min-score 0.2

@@ -51,6 +51,18 @@ def broken():
 
 def wrong():
     return Net(8), {"resize": -1}
+
+def leaves():
+    raise SystemExit(3)
+
+class Named(Net):
+    def forward(self, x):
+        if x.sum().item() > 1e9:
+            return x
+        return {"scores": super().forward(x)}
+
+def named():
+    return Named(8)
 """
 
 
@@ -133,6 +145,12 @@ def test_one_that_wants_real_numbers_is_run_for_real(own: str) -> None:
     assert open_model(ModelRequest(f"{own}:real")).spec.dim == 8
 
 
+def test_one_whose_output_is_no_tensor_needs_a_layer(own: str) -> None:
+    with pytest.raises(UnknownLayer, match=r"^the network has no usual layer, name one: use .*fc"):
+        open_model(ModelRequest(f"{own}:named"))
+    assert open_model(ModelRequest(f"{own}:named", "fc")).spec.dim == 5
+
+
 def test_a_change_of_its_file_is_another_network(own: str, tmp_path: Path) -> None:
     name = f"{own}:net"
     before, spec = request_key(ModelRequest(name)), open_model(ModelRequest(name)).spec
@@ -163,6 +181,7 @@ def test_one_in_a_package_has_a_key_before_it_is_imported(own: str, tmp_path: Pa
         ("none", "has no function 'none'"),
         ("text", "returns str: it has to return a torch.nn.Module"),
         ("broken", "RuntimeError: first line$"),
+        ("leaves", "SystemExit: 3$"),
         ("wrong", "ValueError: resize is -1"),
     ],
 )
@@ -173,7 +192,5 @@ def test_a_wrong_function_is_said_in_one_line(own: str, function: str, message: 
 
 
 def test_a_module_that_is_not_there() -> None:
-    with pytest.raises(
-        UnknownModel, match=r"nosuch\.mod:net: ModuleNotFoundError: No module"
-    ):
+    with pytest.raises(UnknownModel, match=r"nosuch\.mod:net: ModuleNotFoundError: No module"):
         open_model(ModelRequest("nosuch.mod:net"))

@@ -32,6 +32,7 @@ def masked(line, place=HOME):
     if line.startswith(("  seconds", "  in threads")):
         line = re.sub(r"\d+\.\d", "N", line)
     line = re.sub(r"(\"(?:image_id|row)\": )\d+", r"\1N", line)
+    line = re.sub(r"\bin \d+ parts?\b", "in N parts", line)  # a part is some seconds of work
     return re.sub(r"\s+", " ", line).strip()
 
 
