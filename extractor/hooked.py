@@ -62,7 +62,10 @@ class Hooked:
         """
         place = self._place(name, pool)
         if place not in self.shapes:
-            raise UnknownLayer(f"there is no layer {name!r}: {self._right_ones(name)}")
+            no = "the network has no usual layer, name one"
+            if name is not None:
+                no = f"there is no layer {name!r}"
+            raise UnknownLayer(f"{no}: {self._right_ones(name)}")
         node = place if relu else self._before_relu(place)
         word = self._pooling(node, pool)
         shape = self.shapes[node]

@@ -151,7 +151,7 @@ def _made(model: str, seed: int) -> "tuple[nn.Module, Preprocess, str]":
         preprocess = _preprocess(values)
     except UnknownModel:
         raise
-    except Exception as error:  # foreign code can raise anything
+    except (Exception, SystemExit) as error:  # foreign code can raise anything
         first = (str(error).strip() or "no message").splitlines()[0]
         raise UnknownModel(f"{model}: {type(error).__name__}: {first[:200]}") from error
     if not isinstance(network, nn.Module):

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from extractor.errors import InputSizeError
 
+MOST = 4096
+"""Largest side, pixels: the maps of one larger picture would not fit into most machines."""
 _STEPS = (1, 2, 4, 7, 8, 14, 16, 28, 32, 56, 64, 128, 224)
 
 
@@ -24,6 +26,11 @@ def check(name: str, side: int, usual: int, run: Callable[[int], object]) -> Non
     InputSizeError
         Says which sizes there are.
     """
+    if side > MOST:
+        raise InputSizeError(
+            f"--input-size {side} is more than the {MOST} pixels a side that {name} is run with "
+            "at most"
+        )
 
     def works(asked: int) -> bool:
         try:

@@ -268,6 +268,7 @@ def test_another_input_size() -> None:
     [
         ("alexnet", 62, "63 pixels a side or more, not 62"),
         ("vit_b_32", 100, "32 pixels a side or more, in steps of 32, not 100"),
+        ("alexnet", 4097, "--input-size 4097 is more than the 4096 pixels a side"),
         ("maxvit_t", 230, "224 pixels a side or more, in steps of 224, not 230"),
     ],
 )
