@@ -308,6 +308,15 @@ def test_the_list_of_failures_is_a_source_that_tries_them_again(tmp_path, spoilt
     assert not os.path.exists(tmp_path / "again.tsv.failures.tsv")
 
 
+def test_the_list_of_failures_can_not_become_its_own_output(tmp_path, spoilt):
+    out = tmp_path / "v.tsv"
+    go(spoilt, out)
+    before = {path: path.read_bytes() for path in (out, tmp_path / "v.tsv.failures.tsv")}
+    said = refused(ExportError, tmp_path / "v.tsv.failures.tsv", out, overwrite=True)
+    assert "name another output" in said
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_too_many_failures_are_told_by_the_exit_code(tmp_path, spoilt):
     assert go(spoilt, tmp_path / "a.tsv", max_failures=0.4).exit_code() == 3
     assert go(spoilt, tmp_path / "b.tsv", max_failures=0.39).exit_code() == 7
