@@ -17,12 +17,14 @@ import errno
 import io
 import json
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -218,25 +220,25 @@ class RegionFolder:
 class FailureList:
     """A list of failures beside an output, in constant memory; a context manager.
 
-    On a clean exit it stands under ``path``, or no list does where nothing failed.
+    On a clean exit it stands under ``path``, or no list does where nothing failed.  Until then its
+    lines have no name, so that two processes with one list do not write into each other's.
     """
 
     def __init__(self, path: str, header: bytes) -> None:
         self.path = path
         self.n = 0
-        self._making = f"{path}.tmp"
         self._header = header
 
     def __enter__(self) -> Self:
         with plain_errors(self.path):
-            self._file = open_stream(self._making)
-            self._file.write(self._header)
+            unnamed = tempfile.TemporaryFile(dir=os.path.dirname(self.path))
+            self._lines = cast(BinaryIO, unnamed)
         return self
 
     def add(self, line: bytes) -> None:
         """Append a line."""
         with plain_errors(self.path):
-            self._file.write(line)
+            self._lines.write(line)
         self.n += 1
 
     def __exit__(
@@ -247,15 +249,27 @@ class FailureList:
     ) -> None:
         if kind is not None:
             with suppress(OSError):
-                self._file.close()
-            with suppress(OSError):
-                fs().unlink(self._making)
+                self._lines.close()
             return
-        with plain_errors(self.path):
-            self._file.flush()
-            fs().fsync(self._file.fileno())
-            self._file.close()
-            fs().replace(self._making, self.path)
-            if not self.n:
-                fs().unlink(self.path)
+        with plain_errors(self.path), self._lines:
+            if self.n:
+                self._put()
+            else:
+                with suppress(FileNotFoundError):
+                    fs().unlink(self.path)
             fs().fsync_dir(os.path.dirname(self.path))
+
+    def _put(self) -> None:
+        making = f"{self.path}.{uuid.uuid4().hex}.tmp"
+        try:
+            with open_stream(making) as file:
+                file.write(self._header)
+                self._lines.seek(0)
+                shutil.copyfileobj(self._lines, file, 1 << 20)
+                file.flush()
+                fs().fsync(file.fileno())
+            fs().replace(making, self.path)
+        except BaseException:
+            with suppress(OSError):
+                fs().unlink(making)
+            raise

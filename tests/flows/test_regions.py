@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from flows.errors import FlowError, SettingsError
 from flows.job.progress import Progress
 from storage.errors import WorkMismatch
 from storage.exports.errors import ExportError
-from storage.region_files import RegionFolder
+from storage.region_files import FailureList, RegionFolder
 from tests.extractor.detectors import ASKED, CLASSES, photo, small_detector, write_weights
 from tests.extractor.test_regions import detect, written
 
@@ -255,6 +256,24 @@ def test_what_is_no_whole_npz_is_made_anew(tmp_path: Path, photos: Path, config:
 def plan(there: Files) -> dict[str, Any]:
     said = json.loads(there["regions.json"])
     return {"recipe": said["recipe"], "class_names": tuple(said["class_names"])}
+
+
+def test_two_processes_with_one_list_of_failures(tmp_path: Path) -> None:
+    path = tmp_path / "out.failures.tsv"
+    with FailureList(str(path), b"id\n") as first:
+        first.add(b"a\n")
+        with FailureList(str(path), b"id\n") as second:
+            second.add(b"b\n")
+            first.add(b"c\n")
+        assert path.read_bytes() == b"id\nb\n"
+    assert path.read_bytes() == b"id\na\nc\n"
+    with suppress(KeyError), FailureList(str(path), b"id\n") as third:
+        third.add(b"d\n")
+        raise KeyError
+    assert path.read_bytes() == b"id\na\nc\n"
+    with FailureList(str(path), b"id\n"):
+        pass
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("out", ["", "-"])
