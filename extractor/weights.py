@@ -195,6 +195,8 @@ def _load(path: str) -> Any:
         return _torch_load(path)
     except Exception as error:  # a foreign file can make the readers raise anything
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if type(error).__name__ == "UnpicklingError":  # torch's text advises to run its code
+            first = "it holds other objects than weights, or is none"
         raise WeightsError(f"{path}: this is no readable weights file ({first[:200]})") from error
 
 
