@@ -27,11 +27,12 @@ from extractor.reading import Failure
 from extractor.threads import Stopped
 
 _POLL_S: Final = 0.1
+_GRACE_S: Final = 5.0  # after which the process ends itself: this one is no more
 _START: Final = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from extractor.guarded_child import main
-main(int(sys.argv[2]))
+main(int(sys.argv[2]), float(sys.argv[3]))
 """
 _FROM_OUTSIDE: Final = tuple(
     getattr(signal, name)
@@ -75,7 +76,7 @@ class Guarded:
         self._child: _Child | None = None
 
     def decode(
-        self, data: bytes, preprocess: Preprocess, stopped: Callable[[], bool]
+        self, data: bytes, preprocess: Preprocess | None, stopped: Callable[[], bool]
     ) -> NDArray[np.uint8] | Failure:
         """Return the pixels of an image file's bytes, or why there are none.
 
@@ -84,15 +85,16 @@ class Guarded:
         data
             The whole file.
         preprocess
-            How the picture becomes pixels.
+            How the picture becomes pixels; None leaves it as it is.
         stopped
             Asked meanwhile whether the result is not wanted any more.
 
         Returns
         -------
         ndarray or Failure
-            Shape ``(3, H, W)``, uint8.  Beside the failures of ``extractor.decode``: ``crashed``,
-            ``timeout`` and ``memory``, for good, and ``killed``, which blames no picture.
+            Shape ``(3, H, W)``, uint8; ``(H, W, 3)`` of a picture as it is.  Beside the failures of
+            ``extractor.decode``: ``crashed``, ``timeout`` and ``memory``, for good, and ``killed``,
+            which blames no picture.
 
         Raises
         ------
@@ -117,9 +119,11 @@ class Guarded:
             self._child = None
 
     def _tried(
-        self, data: bytes, preprocess: Preprocess, stopped: Callable[[], bool]
+        self, data: bytes, preprocess: Preprocess | None, stopped: Callable[[], bool]
     ) -> NDArray[np.uint8] | Failure:
         try:
+            if self._child is not None and self._child.is_gone():  # somebody ended it meanwhile
+                self.close()
             self._child = self._child or _Child(self._bounds)
             return self._child.ask(data, preprocess, stopped)
         except BaseException:
@@ -142,7 +146,8 @@ class _Child:
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        words = [sys.executable, "-c", _START, json.dumps(sys.path), str(bounds.memory_bytes)]
+        most = (str(bounds.memory_bytes), str(bounds.time_s + _GRACE_S))
+        words = [sys.executable, "-c", _START, json.dumps(sys.path), *most]
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(
@@ -159,7 +164,7 @@ class _Child:
         self._ready = False
 
     def ask(
-        self, data: bytes, preprocess: Preprocess, stopped: Callable[[], bool]
+        self, data: bytes, preprocess: Preprocess | None, stopped: Callable[[], bool]
     ) -> NDArray[np.uint8] | Failure:
         """Return what the child makes of a picture; raise ``_Ended`` or ``Stopped``."""
         reader, writer = _pipes(self._process)
@@ -169,7 +174,7 @@ class _Child:
         frame = None
         if self._ready:
             with self._watched(stopped) as why, suppress(OSError):
-                send(writer, preprocess.to_json(), data)
+                send(writer, preprocess.to_json() if preprocess else {}, data)
                 frame = receive(reader)
         if frame is None:
             raise self._ended(why)
@@ -177,6 +182,10 @@ class _Child:
         if "shape" in head:
             return np.frombuffer(bytearray(body), np.uint8).reshape(head["shape"])
         return Failure("decode", head["class"], head["message"], head["transient"])
+
+    def is_gone(self) -> bool:
+        """Return whether it has ended."""
+        return self._process.poll() is not None
 
     def end(self) -> None:
         """Kill it, whatever it does."""

@@ -7,6 +7,7 @@ body, both with their length before them.  An empty head says that it is ready.
 import json
 import mmap
 import os
+import signal
 import struct
 import sys
 from contextlib import suppress
@@ -44,15 +45,21 @@ def receive(file: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
     return json.loads(head), body
 
 
-def main(memory_bytes: int) -> None:
-    """Answer until the other side closes, or a picture ends this process."""
+def main(memory_bytes: int, time_s: float) -> None:
+    """Answer until the other side closes, or a picture ends this process.
+
+    The other side ends it when a picture takes too long; a little later it ends itself, in case
+    that one was killed.
+    """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a decoder prints is no answer
     bounds = _Bounds(memory_bytes)
     send(answers, {})
     while frame := receive(sys.stdin.buffer):
         head, data = frame
-        got = settled(partial(_pixels, data, Preprocess.from_json(head)))
+        _end_in(time_s)
+        got = settled(partial(_pixels, data, Preprocess.from_json(head) if head else None))
+        _end_in(0)
         if got.pixels is not None:
             send(answers, {"shape": got.pixels.shape}, got.pixels.data.cast("B"))
         elif got.failure is not None:
@@ -64,7 +71,16 @@ def main(memory_bytes: int) -> None:
             send(answers, {**head, "transient": failure.transient and not ours})
 
 
-def _pixels(data: bytes, preprocess: Preprocess) -> tuple[NDArray[np.uint8], float]:
+def _end_in(seconds: float) -> None:
+    """Have the system end this process then, whatever it does; never for 0."""
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _pixels(data: bytes, preprocess: Preprocess | None) -> tuple[NDArray[np.uint8], float]:
+    if preprocess is None:
+        return np.array(decode.decode(data)), 0.0
     image = decode.open_header(data, target=preprocess.target)
     return pixels(decode.render(image), preprocess), 0.0
 

@@ -10,11 +10,9 @@ are those that the caller suspects.
 """
 
 import hashlib
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from extractor import decode, guarded
+from extractor.hanging import Decoding
 from extractor.preprocess import Preprocess, pixels
 from extractor.reading import Failure, Unread, opened
 from extractor.settling import NOT_WANTED, Decoded, settled
@@ -51,10 +50,6 @@ class Source:
         only the size says something.
     inside
         As ``extractor.reading.opened`` takes it.
-    picture
-        Makes the picture instead, where it is in no file: shape ``(H, W, 3)``, uint8.  Called in a
-        thread; may raise ``Unread``.  Its digest is that of shape and pixels, and of its signature
-        only the size says something.
     suspect
         Decode it in a process of its own, as ``extractor.guarded`` does: a run died with it.
     """
@@ -115,8 +110,7 @@ class _Loader:
         self._files = Room(_MOST_BYTES)
         self._pictures = Room(_MOST_PIXEL_BYTES)
         self._guarded = guarded.Guarded(guarded.BOUNDS)
-        self._decoding: dict[int, tuple[float, Callable[[], Loaded]]] = {}
-        """Since when each thread decodes, and what makes its result otherwise."""
+        self._decoding = Decoding[Loaded]()
 
     def load(self, source: Source, stopped: Callable[[], bool]) -> Loaded:
         if source.picture is not None:
@@ -125,11 +119,10 @@ class _Loader:
 
     def hung(self, thread: int) -> Callable[[], Loaded] | None:
         """Return what makes the result of a thread that has decoded one picture for too long."""
-        since, instead = self._decoding.get(thread, (math.inf, None))
-        if time.monotonic() - since < guarded.BOUNDS.time_s:
-            return None
-        self._files.give_up(thread)
-        self._pictures.give_up(thread)
+        instead = self._decoding.hung(thread)
+        if instead is not None:
+            self._files.give_up(thread)
+            self._pictures.give_up(thread)
         return instead
 
     def close(self) -> None:
@@ -184,12 +177,12 @@ class _Loader:
         self, data: bytes, stopped: Callable[[], bool], instead: Callable[[], Loaded]
     ) -> Decoded:
         def decoded() -> tuple[NDArray[np.uint8], float]:
-            with self._timed(instead):
+            with self._decoding.timed(instead):
                 image = decode.open_header(data, target=self._preprocess.target)
             asked = time.perf_counter()
             with self._pictures.hold(decode.memory_bytes(image), stopped):
                 waited = time.perf_counter() - asked
-                with self._timed(instead):
+                with self._decoding.timed(instead):
                     return pixels(decode.render(image), self._preprocess), waited
 
         return settled(decoded)
@@ -199,16 +192,6 @@ class _Loader:
         got = self._guarded.decode(data, self._preprocess, stopped)
         spent = time.perf_counter() - started
         return Decoded(None, got, spent) if isinstance(got, Failure) else Decoded(got, None, spent)
-
-    @contextmanager
-    def _timed(self, instead: Callable[[], Loaded]) -> Iterator[None]:
-        """Note that this thread decodes, and since when."""
-        me = threading.get_ident()
-        self._decoding[me] = time.monotonic(), instead
-        try:
-            yield
-        finally:
-            del self._decoding[me]
 
 
 def load(

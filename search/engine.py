@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search.answers import Answer, Hit
+from search.decoders import Decoders
 from search.pictures import Pictures, Query
 from search.records import Holder, holders, is_known
 from storage.catalog import Catalog
@@ -53,6 +54,8 @@ class Searcher:
         Name of the space; None is the current one.
     device
         Where a picture that is not indexed is run.
+    decoders
+        Decode what arrives as bytes, for several searchers; without them it has its own.
 
     Raises
     ------
@@ -67,7 +70,14 @@ class Searcher:
         What a person should know about the searches so far, e.g. that the index is broken.
     """
 
-    def __init__(self, home: Home, space: str | None = None, *, device: str = "auto") -> None:
+    def __init__(
+        self,
+        home: Home,
+        space: str | None = None,
+        *,
+        device: str = "auto",
+        decoders: Decoders | None = None,
+    ) -> None:
         self.catalog = Catalog.open(home, write=False)
         try:
             self.space = get_space(self.catalog, space)
@@ -76,7 +86,8 @@ class Searcher:
             raise
         self.warnings: list[str] = []
         self._lookup = Lookup(self.catalog, self.space)
-        self._pictures = Pictures(self.catalog, self.space, device)
+        self._decoders = Decoders()
+        self._pictures = Pictures(self.catalog, self.space, device, decoders or self._decoders)
 
     def search_paths(
         self,
@@ -181,6 +192,7 @@ class Searcher:
 
     def close(self) -> None:
         """Close the catalog."""
+        self._decoders.close()
         self.catalog.close()
 
     def __enter__(self) -> Self:

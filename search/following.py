@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
+from search.decoders import Decoders
 from search.engine import Searcher
 from search.records import vectors_in
 from storage.catalog import Catalog
@@ -53,6 +54,7 @@ class Follower:
         self.home = home
         self.name = space
         self.device = device
+        self._decoders = Decoders()
         self._catalog = Catalog.open(home, write=False)
         self._opening = threading.Lock()
         self._counting = threading.Lock()
@@ -108,6 +110,7 @@ class Follower:
 
     def close(self) -> None:
         """Close the searcher, at the end of the last question to it, and the catalog."""
+        self._decoders.close()
         self._give_back(self._serving)
         self._catalog.close()
 
@@ -151,7 +154,7 @@ class Follower:
         return self.space().id != self._serving.searcher.space.id
 
     def _opened(self, *, model: bool) -> Searcher:
-        searcher = Searcher(self.home, self.name, device=self.device)
+        searcher = Searcher(self.home, self.name, device=self.device, decoders=self._decoders)
         with suppress(Exception):  # whoever asks meets the trouble, and can say it
             searcher.prepare(model=model)
         return searcher

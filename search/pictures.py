@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from extractor.reading import Unread, opened
-from extractor.threads import Room
+from extractor.reading import Failure, Unread, opened
+from search.decoders import Decoders
 from search.errors import NoMemory, QueryError, UnknownImage
 from search.query import Vectors
 from search.records import Known, known_image, known_number
@@ -26,8 +26,6 @@ Pixels = npt.NDArray[np.uint8]
 
 MOST_BYTES: Final = 1 << 30
 """A larger query is left to the loader, which has a limit of its own."""
-_DECODED: Final = Room(2**30)
-"""Bytes of pictures that arrive as bytes and are decoded at once, as in ``extractor.loader``."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,14 @@ class Pictures:
         The space.
     device
         Where a picture that is not known is run.
+    decoders
+        Decode what arrives as bytes; the caller closes them.
     """
 
-    def __init__(self, catalog: Catalog, space: SpaceInfo, device: str) -> None:
+    def __init__(self, catalog: Catalog, space: SpaceInfo, device: str, decoders: Decoders) -> None:
         self.catalog = catalog
         self.space = space
+        self._decoders = decoders
         self.network = Vectors(space, device, catalog.home)
 
     def at(self, paths: Sequence[bytes]) -> list[Query]:
@@ -145,7 +146,8 @@ class Pictures:
         from extractor.preprocess import Preprocess
 
         found = []
-        sources = [Source(key=i, path=path) for i, path in enumerate(paths)]
+        # Each in a process of its own: one that crashes its decoder is named, and ends nothing.
+        sources = [Source(key=i, path=path, suspect=True) for i, path in enumerate(paths)]
         preprocess = Preprocess.from_json(self.space.spec["preprocess"])
         for loaded in load(sources, wants=lambda _: True, preprocess=preprocess):
             if loaded.pixels is None:
@@ -156,16 +158,10 @@ class Pictures:
 
     def _decoded(self, data: bytes) -> Pixels:
         """Return the pixels of an image file's bytes, shape ``(3, H, W)``, uint8."""
-        from extractor.decode import DecodeError, memory_bytes, open_header, render
-        from extractor.preprocess import Preprocess, pixels
+        from extractor.preprocess import Preprocess
 
-        preprocess = Preprocess.from_json(self.space.spec["preprocess"])
-        try:
-            image = open_header(data, target=preprocess.target)
-            with _DECODED.hold(memory_bytes(image), lambda: False):
-                return pixels(render(image), preprocess)
-        except DecodeError as error:
-            kind = NoMemory if error.transient else QueryError
-            raise kind(f"the picture: {error.message}") from error
-        except MemoryError as error:
-            raise NoMemory("the picture: not enough memory to resize it") from error
+        got = self._decoders.decode(data, Preprocess.from_json(self.space.spec["preprocess"]))
+        if isinstance(got, Failure):
+            kind = NoMemory if got.transient else QueryError
+            raise kind(f"the picture: {got.message}")
+        return got

@@ -26,7 +26,7 @@ from storage.errors import SpaceError, StorageError
 Say = Callable[[str], None]
 
 THREADS: Final = max(4, 2 * (os.cpu_count() or 1))
-"""Questions that are answered at once; more of them wait."""
+"""Questions without a picture that are answered at once; more of them wait."""
 GRACE_S: Final = 10
 """How long the last answers may take when the server ends."""
 
@@ -61,7 +61,9 @@ class _Desk:
         self._reader = Reader(limits)
         self._say = say
         self._told: set[str] = set()
-        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="search")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="search")
+        self._picture_threads = ThreadPoolExecutor(limits.pictures, thread_name_prefix="picture")
+        """Apart: pictures that hang must not keep other questions waiting."""
 
     async def health(self) -> Response:
         """Say which space answers, and how many vectors it has."""
@@ -74,16 +76,17 @@ class _Desk:
         """Answer a question."""
         try:
             if is_json(request):
-                return await self._answered(await self._reader.question(request))
+                return await self._answered(await self._reader.question(request), self._threads)
             async with self._reader.pictures:
-                return await self._answered(await self._reader.picture(request))
+                ask = await self._reader.picture(request)
+                return await self._answered(ask, self._picture_threads)
         except Exception as error:  # noqa: BLE001 - each becomes an answer
             return self._trouble(error)
 
-    async def _answered(self, ask: Ask) -> Response:
+    async def _answered(self, ask: Ask, threads: ThreadPoolExecutor) -> Response:
         loop = asyncio.get_running_loop()
         question = partial(self._hits, ask)
-        return answer(await loop.run_in_executor(self.threads, self._follower.ask, question))
+        return answer(await loop.run_in_executor(threads, self._follower.ask, question))
 
     def _hits(self, ask: Ask, searcher: Searcher) -> dict[str, Any]:
         hits = ask(searcher)

@@ -11,6 +11,9 @@ An npz holds ``features`` (n, D) float32, ``boxes`` (n, 4) float32, ``classes`` 
 (SHA-256 of the image's content) and ``fingerprint`` (of how they were made).  Its bytes depend on
 nothing else; its modification time is that of the image, by which a later run sees without reading
 it that the image is still the same.
+
+``.lookalike-tmp`` holds what is being written, and the notes of `storage.begun` on what was worked
+on when a process died.  A picture that was the reason stays in its note.
 """
 
 import errno
@@ -29,6 +32,7 @@ from typing import Any, BinaryIO, Final, Self, cast
 import numpy as np
 import numpy.typing as npt
 
+from storage.begun import Begun
 from storage.errors import WorkMismatch
 from storage.exports.errors import ExportError, plain_errors, shown
 from storage.fs import fs, open_stream, write_all
@@ -108,6 +112,7 @@ class RegionFolder:
         plan = json.loads(json.dumps(plan))
         with plain_errors(self.path):
             os.makedirs(self._place, exist_ok=True)
+            self.begun = Begun(os.fsdecode(self._making))
             before = self._plan()
             if before != plan:
                 if before is not None and not overwrite:
@@ -165,7 +170,7 @@ class RegionFolder:
             os.utime(self._path(id), ns=(mtime_ns, mtime_ns))
 
     def close(self) -> None:
-        """Remove the folder of unfinished files, unless another process has some there."""
+        """Remove the folder of unfinished files, unless somebody has some there, or died."""
         with suppress(OSError):
             fs().rmdir(self._making)
 

@@ -6,6 +6,7 @@
         plan.json                          what the work is of; another request is refused
         lock                               held while a process works here, with its number
         assembling                         the output is being put in place, or was
+        begun-*.json                       what a process works on, or died with: `storage.begun`
         <start>-<n>-<key>-<checksum>.npz   n items from the start-th on, once they are finished
 
 A chunk is written once, durably, under a name that says what has to be in it: the hash of the
@@ -28,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from storage.begun import NOTE, Begun
 from storage.durable import DurableFile, write_durably
 from storage.errors import PartError, StorageError, WorkMismatch
 from storage.folder_lock import LOCK, lock_folder
@@ -40,7 +42,8 @@ Array = npt.NDArray[Any]
 
 _CHUNK = re.compile(r"(\d{12})-(\d+)-([0-9a-f]{32})-([0-9a-f]{32})\.npz")
 _OURS = re.compile(
-    rf"plan\.json(\..*)?|lock|failures\.tsv|assembling(\..*)?|{_CHUNK.pattern}(\..*)?"
+    rf"plan\.json(\..*)?|lock|failures\.tsv|assembling(\..*)?|{NOTE.pattern}(\..*)?"
+    rf"|{_CHUNK.pattern}(\..*)?"
 )
 
 
@@ -98,6 +101,8 @@ class WorkFolder:
         self.path = self.out + SUFFIX
         self.finished: dict[int, Finished] = {}
         """Chunks by the number of their first item; those that `take` refused are gone."""
+        self.begun: Begun
+        """What is worked on, and what a process died with."""
         self._fingerprint = fingerprint
         self._restart = restart
         self._lock = -1
@@ -107,6 +112,7 @@ class WorkFolder:
         try:
             self._lock = lock_folder(self.path, self.out)
             self._open()
+            self.begun = Begun(self.path)
             self._is_ours = True
         except OSError as error:
             self._unlock()
@@ -122,7 +128,8 @@ class WorkFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._is_ours and not self.finished and not self.was_assembling:
+        known = self.finished or self.was_assembling or self.begun.suspects
+        if self._is_ours and not known:
             self.remove()  # nothing to go on with
         self._unlock()
 
@@ -219,6 +226,7 @@ class WorkFolder:
     def remove(self) -> None:
         """Delete the folder: the plan first, so that what is left is nobody's work."""
         self._empty()
+        self.begun.forget()
         self._is_ours = False  # another process may make it anew from now on
         with suppress(FileNotFoundError):
             fs().unlink(self._inside(LOCK))
@@ -244,11 +252,11 @@ class WorkFolder:
                 self.finished[int(start)] = Finished(int(start), int(n), key, checksum)
 
     def _empty(self) -> None:
-        """Delete what earlier work has left."""
+        """Delete what earlier work has left, but not what it died with."""
         self.finished = {}
         with suppress(FileNotFoundError):
             for name in sorted(os.listdir(self.path), key=lambda name: name != "plan.json"):
-                if name != LOCK and _OURS.fullmatch(name):
+                if name != LOCK and _OURS.fullmatch(name) and not NOTE.fullmatch(name):
                     fs().unlink(self._inside(name))
 
     def _checksum(self, chunk: Finished) -> str | None:

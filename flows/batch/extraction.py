@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.batch.failing import Failed, from_json
-from flows.batch.pictures import picture_of
+from flows.batch.pictures import paths_of, picture_of
 from flows.batch.pieces import Piece
 from flows.batch.working import Done
 from flows.errors import Stopped
 from flows.job.engines import Engines, cores, opened
+from storage.begun import Begun
 from storage.exports.records import Records
 from storage.sources.items import Item, Source
 
@@ -48,6 +49,8 @@ class Extractor:
     ----------
     source
         What the pieces are of; its pixels are asked for from several threads.
+    begun
+        Is told what is worked on, and knows what a process died with.
     recipe
         How vectors are made.
     ending
@@ -59,11 +62,13 @@ class Extractor:
     def __init__(
         self,
         source: Source,
+        begun: Begun,
         recipe: Recipe,
         ending: threading.Event,
         advance: Callable[[int, int], None],
     ) -> None:
         self._source = source
+        self._begun = begun
         self._recipe = recipe
         self._ending = ending
         self._advance = advance
@@ -84,9 +89,9 @@ class Extractor:
         if unseen:
             self._advance(unseen, unseen)
         waited: list[float] = []
-        with ExitStack() as seats:
+        with self._begun.at_work(paths_of(items.values())), ExitStack() as seats:
             extracted = extract(
-                [picture_of(self._source, i, item) for i, item in items.items()],
+                [picture_of(self._source, i, item, self._begun) for i, item in items.items()],
                 wants=lambda _digest: True,
                 preprocess=self._recipe.model.preprocess,
                 engine=lambda: self._engine(seats, waited),

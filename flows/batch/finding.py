@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from flows.batch.failing import Failed
 from flows.batch.options import BatchOptions
-from flows.batch.pictures import picture_of
+from flows.batch.pictures import paths_of, picture_of
 from flows.batch.pieces import Piece
 from flows.batch.working import Done
 from flows.errors import Stopped
 from flows.job.engines import Engines, cores, opened
+from storage.begun import Begun
 from storage.roots import display
 from storage.sources.items import Item, Source
 
@@ -40,6 +41,8 @@ class Finder:
     ----------
     source
         What the pieces are of.
+    begun
+        Is told what is worked on, and knows what a process died with.
     detector
         Copied for each device where there are several.
     options
@@ -49,9 +52,15 @@ class Finder:
     """
 
     def __init__(
-        self, source: Source, detector: "Detector", options: BatchOptions, ending: threading.Event
+        self,
+        source: Source,
+        begun: Begun,
+        detector: "Detector",
+        options: BatchOptions,
+        ending: threading.Event,
     ) -> None:
         self._source = source
+        self._begun = begun
         self._detector = detector
         self._options = options
         self._ending = ending
@@ -76,9 +85,9 @@ class Finder:
             seconds[stage] += more
 
         waited: list[float] = []
-        with ExitStack() as seats:
+        with self._begun.at_work(paths_of(items.values())), ExitStack() as seats:
             detected = detect(
-                [picture_of(self._source, key, item) for key, item in items.items()],
+                [picture_of(self._source, key, item, self._begun) for key, item in items.items()],
                 transform=network.transform,
                 engine=lambda: self._engine(seats, waited),
                 wants=wants,

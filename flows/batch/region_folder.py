@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from flows.batch.failing import HEADER, SUFFIX, Failed
 from flows.batch.finding import Finder, arrays_of, items_of
 from flows.batch.flight import in_flight
+from flows.batch.pictures import paths_of
 from flows.batch.pieces import Piece
 from flows.batch.working import BatchJob, count_items, slots
 from storage.region_files import BadName, FailureList, Header, RegionFolder
 from storage.roots import display
 from storage.sources.items import Item, Unreadable
 from storage.sources.opening import Source
+from storage.suspects import POISON
 
 if TYPE_CHECKING:
     from extractor.detectors import Detector
@@ -58,7 +60,7 @@ def fill(job: BatchJob, source: Source, detector: "Detector") -> None:
     spec = detector.spec
     anew = batch.overwrite or batch.restart
     folder = RegionFolder(batch.out, spec.to_json(), detector.class_names, overwrite=anew)
-    finder = Finder(source, detector, batch, job.ending)
+    finder = Finder(source, folder.begun, detector, batch, job.ending)
     filler = _Filler(job, folder, finder, spec.fingerprint)
     job.progress.pending(count_items(job, source))
     pieces = _pieces(source.items(batch.shard), batch.chunk_size or PIECE)
@@ -96,7 +98,8 @@ class _Filler:
 
     def __call__(self, piece: Piece) -> Filled:
         filled = Filled()
-        items = items_of(piece)
+        all_items = items_of(piece)
+        items = dict(all_items)
         for i, item in enumerate(piece.items):
             if not isinstance(item, Item):
                 self._fail(filled, i, Failed.unseen(item))
@@ -112,6 +115,10 @@ class _Filler:
             self._take(filled, one, items[one.key])
 
         filled.seconds = self._finder.found(items, wants, take)
+        kinds = {i: failed.failure_class for i, failed in filled.failed.items()}
+        good = [item for i, item in all_items.items() if kinds.get(i) not in POISON]
+        if not self._job.ending.is_set():
+            self._folder.begun.settle(paths_of(good))
         return filled
 
     def _known(self, items: dict[int, Item]) -> dict[int, Header]:

@@ -6,6 +6,7 @@ file, by way of a `WorkFolder`.
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flows.batch.detector_options import RegionsOptions
@@ -90,9 +91,8 @@ def _to_table(job: BatchJob, source: Source, detector: "Detector") -> None:
         "shard": None if batch.shard is None else str(batch.shard),
         "source": source.identity,
     }
-    finder = Finder(source, detector, batch, job.ending)
 
-    def do(piece: Piece) -> Done:
+    def do(finder: Finder, piece: Piece) -> Done:
         items = items_of(piece)
         job.progress.advance(len(piece.items) - len(items), len(piece.items) - len(items))
         found: dict[int, Detected] = {}
@@ -106,8 +106,9 @@ def _to_table(job: BatchJob, source: Source, detector: "Detector") -> None:
 
     with WorkFolder(output.path, fingerprint, restart=batch.restart) as work:
         check_output(output, overwrite=batch.overwrite or work.was_assembling)
+        finder = Finder(source, work.begun, detector, batch, job.ending)
         most_bytes = spec.num_boxes * (spec.dim + 7) * 4
-        work_through(job, source, work, max(1, most_bytes // USUAL_SHARE), do)
+        work_through(job, source, work, max(1, most_bytes // USUAL_SHARE), partial(do, finder))
         work.assembling()
         with job.spent("assemble"):
             _assemble(job, work, output, spec.dim)

@@ -57,6 +57,11 @@ def test_pixels_and_failures_are_those_of_a_thread(tmp_path, aside):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_picture_as_it_is(aside):
+    data = saved(scene(60, 50), "PNG")
+    np.testing.assert_array_equal(aside.decode(data, None, never), np.array(decode.decode(data)))
+
+
 @pytest.mark.parametrize(
     ("what", "failure_class", "said"),
     [
@@ -171,6 +176,5 @@ def test_signals_of_the_terminal_do_not_reach_the_process(aside):
     child = aside._child._process.pid
     assert os.getpgid(child) != os.getpgid(0)
     os.kill(child, signal.SIGKILL)  # between two pictures
-    failure = aside.decode(poison("fine"), P, never)
-    assert failure.transient
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     assert aside.decode(poison("fine"), P, never).shape == (3, 32, 32)

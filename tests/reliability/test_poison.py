@@ -33,10 +33,11 @@ POISONED = os.path.join(os.path.dirname(__file__), "poisoned")
 def poisoned(words, out, time_s):
     """Run the command with a poisoned decoder, in this process and in those that it starts."""
     from extractor import guarded
+    from search import decoders
     from tests.reliability.poisoned import decoder
 
     os.environ["PYTHONPATH"] = POISONED
-    guarded.BOUNDS = guarded.Bounds(time_s, 2**30)
+    guarded.BOUNDS = decoders.BOUNDS = guarded.Bounds(time_s, 2**30)
     decoder.install()
     command(words, out)
 
