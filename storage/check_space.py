@@ -13,7 +13,7 @@ from storage.check_catalog import Finding
 from storage.check_index import deep_index_problems, index_problems
 from storage.cleanup import KEEP_S, orphans
 from storage.dead import entered_rows
-from storage.errors import PartError
+from storage.errors import PartError, PartUnreadable
 from storage.reading import GenerationInfo, Snapshot, open_store, snapshot
 from storage.roots import display
 from storage.spaces import SpaceInfo
@@ -95,24 +95,13 @@ def _inspect(
     catalog: Catalog, view: Snapshot, depth: Depth
 ) -> Iterator[tuple[Finding, Bad | None]]:
     space = view.space
-    store = open_store(catalog, space)
     held: list[RowArray] = []
-    end = 0
-    for part in view.parts:
-        for problem in _part_problems(store, part) or (
-            _deep_problems(catalog, space, store, part) if depth.deep else []
-        ):
-            yield Finding("error", f"space {space.name}: {problem}"), Bad(part=part)
-            break
-        else:
-            held.append(store.rows(part))
-        if part.row_start < end or part.row_end > view.next_row:
-            yield Finding("error", f"space {space.name}: rows of part {part.name} overlap"), None
-        end = part.row_end
-    rows = np.concatenate(held) if held else np.empty(0, np.int64)
+    unseen: list[RowArray] = []
+    yield from _part_findings(catalog, view, held, unseen, deep=depth.deep)
+    rows = np.concatenate([np.empty(0, np.int64), *held])
     with catalog.read() as conn:
         entered = entered_rows(conn, space.id, below=view.next_row)  # one may have committed since
-    yield from _row_findings(space, rows, entered)
+    yield from _row_findings(space, np.concatenate([rows, *unseen]), entered)
     yield from _index_findings(catalog, view, entered, rows, deep=depth.deep)
     if depth.again is not None and len(held) == len(view.parts):
         yield from _again_findings(catalog, view, depth, depth.again)
@@ -124,6 +113,37 @@ def _inspect(
             Finding("info", f"{what}; a writing run deletes them when they are {days:g} day old"),
             None,
         )
+
+
+def _part_findings(
+    catalog: Catalog,
+    view: Snapshot,
+    held: list[RowArray],
+    unseen: list[RowArray],
+    *,
+    deep: bool,
+) -> Iterator[tuple[Finding, Bad | None]]:
+    """Yield what is wrong with the parts; fill in the rows of sound ones and unreadable ones.
+
+    What can't be read now may be whole, so that nothing of it is given up.
+    """
+    space, store = view.space, open_store(catalog, view.space)
+    end = 0
+    for part in view.parts:
+        try:
+            problems = _problems(catalog, space, store, part, deep=deep)
+        except PartUnreadable as error:
+            what = f"space {space.name}: {error}; nothing of it is repaired: make it readable first"
+            yield Finding("error", what), None
+            unseen.append(np.arange(part.row_start, part.row_end))
+        else:
+            if problems:
+                yield Finding("error", f"space {space.name}: {problems[0]}"), Bad(part=part)
+            else:
+                held.append(store.rows(part))
+        if part.row_start < end or part.row_end > view.next_row:
+            yield Finding("error", f"space {space.name}: rows of part {part.name} overlap"), None
+        end = part.row_end
 
 
 def _row_findings(
@@ -181,14 +201,19 @@ def _again_findings(
             yield Finding("error", f"{what}; part {part.name}"), Bad(part, tuple(held))
 
 
-def _part_problems(store: VectorStore, part: PartInfo) -> list[str]:
+def _problems(
+    catalog: Catalog, space: SpaceInfo, store: VectorStore, part: PartInfo, *, deep: bool
+) -> list[str]:
+    """Return what is wrong with a part; `PartUnreadable` where nobody can say."""
     try:
         store.open(part)
         store.digests(part)
         store.rows(part)
+    except PartUnreadable:
+        raise
     except PartError as error:
         return [str(error)]
-    return []
+    return _deep_problems(catalog, space, store, part) if deep else []
 
 
 def _deep_problems(

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, delete, select
 
 from storage.catalog import Catalog
 from storage.durable import delete_durably
+from storage.errors import StorageError
 from storage.fs import fs
 from storage.home import Home
 from storage.leases import Lease, check_lease
@@ -129,7 +130,12 @@ def _files_in(*folders: str) -> list[str]:
 
 
 def _names(folder: str) -> list[str]:
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StorageError(f"{folder} can't be read: {error.strerror}") from error
 
 
 def _delete_orphans(paths: list[str], keep_s: float) -> int:

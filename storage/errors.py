@@ -6,6 +6,7 @@
     ├── CatalogError              5  the catalog can't be opened, migrated or written
     ├── StoreMismatch             5  catalog and files belong to different stores
     ├── PartError                 5  a part is missing or not what the catalog says
+    │   └── PartUnreadable        5  a part may be whole, but can't be looked at now
     ├── IndexFileError            5  an index file is missing or not what the catalog says
     ├── DiskFull                  5  too little free disk for what is about to be written
     ├── LeaseLost                 5  this run's lease was taken over; nothing more of it commits
@@ -36,6 +37,10 @@ class StoreMismatch(StorageError):
 
 class PartError(StorageError):
     """A part is missing or not what the catalog says."""
+
+
+class PartUnreadable(PartError):
+    """A part may be whole, but can't be looked at now, for want of permission or memory."""
 
 
 class IndexFileError(StorageError):

@@ -1,5 +1,6 @@
 """Npy files of vectors and rows: written durably, and mapped only after a check."""
 
+import errno
 import io
 import os
 import tokenize
@@ -9,12 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.durable import DurableFile
-from storage.errors import PartError
+from storage.errors import PartError, PartUnreadable
 
 Array = npt.NDArray[Any]
 
 BAD_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
 """What numpy raises for a damaged header: it reads it as a piece of Python."""
+_OF_THE_FILE = (errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+"""What is wrong with a file itself; all else that the system says, such as `EACCES`, `EMFILE`,
+`ENOMEM` or `ESTALE`, may be otherwise the next time."""
 
 
 def write_npy(path: str, array: Array) -> DurableFile:
@@ -41,6 +45,8 @@ def map_npy(path: str, dtype: str, shape: tuple[int, ...], size_bytes: int | Non
     PartError
         The file is missing (the cause is then ``FileNotFoundError``), or its dtype, order,
         shape or size differ.  Checked first because a read past the end of a map is a signal.
+    PartUnreadable
+        The system refuses to open or map it, which says nothing of what it holds.
     """
     try:
         with open(path, "rb") as file:
@@ -62,5 +68,8 @@ def map_npy(path: str, dtype: str, shape: tuple[int, ...], size_bytes: int | Non
             return np.memmap(file, dtype=wanted, mode="r", offset=file.tell(), shape=shape)
     except FileNotFoundError as error:
         raise PartError(f"{path} is missing; `lookalike check --repair` sorts it out") from error
-    except (OSError, *BAD_HEADER) as error:
+    except OSError as error:
+        kind = PartError if error.errno in _OF_THE_FILE else PartUnreadable
+        raise kind(f"{path} can't be read: {error.strerror or error}") from error
+    except BAD_HEADER as error:
         raise PartError(f"{path} can't be read as npy: {error}") from error

@@ -2,6 +2,7 @@ import contextlib
 import os
 import random
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from storage.reading import generation_paths, open_store, snapshot
 from storage.roots import list_roots
 from storage.tables import Part, Space, Vector
 from tests.storage.filled import Filled, clustered, local_catalog
+from tests.storage.trees import NOBODY, public_folder, unprivileged
 
 D = 16
 
@@ -90,6 +92,48 @@ def test_a_part_that_is_gone_or_short_is_found_and_its_images_are_pending_again(
     assert rows == [*range(20), *range(40, 60)]
     nearest = Lookup(filled.catalog, filled.space, exact_below=0).nearest(filled.x[25:26], 60)
     assert len(nearest.neighbours[0]) == 40
+
+
+@pytest.fixture
+def unreadable(sqlite_template):
+    """Yield a filled store that belongs to who looks at it, and runs as that user."""
+    with (
+        public_folder() as folder,
+        local_catalog(sqlite_template, Path(os.fsdecode(folder))) as own,
+    ):
+        filled = Filled(own, D)
+        for seed in range(3):
+            filled.add(clustered(20, D, seed=seed))
+        publish(own, start_run(own, "index"), filled.space)
+        check(own, deep=True)  # imports what nobody else may read
+        for top, _, names in os.walk(own.home.path) if os.geteuid() == 0 else ():
+            for path in (top, *(os.path.join(top, name) for name in names)):
+                os.chown(path, NOBODY, NOBODY)
+        with unprivileged():
+            yield filled
+
+
+@pytest.mark.parametrize("kind", ["", ".ids"])
+def test_a_part_that_may_not_be_read_now_is_told_of_and_not_given_up(unreadable, kind):
+    path, lease = part_path(unreadable, 1, kind), start_run(unreadable.catalog, "check")
+    os.chmod(path, 0)
+    for repair in (False, True):
+        found = check(unreadable.catalog, repair=repair, deep=True, lease=lease)
+        assert [finding.repaired for finding in found] == [False]
+        assert f"{path} can't be read: Permission denied" in found[0].what
+    os.chmod(path, 0o600)
+    assert check(unreadable.catalog, deep=True) == []
+    assert snapshot(unreadable.catalog, unreadable.space).n == 60
+
+
+def test_a_folder_that_may_not_be_read_is_refused_in_one_line(unreadable):
+    folder = os.path.dirname(part_path(unreadable, 0))
+    os.chmod(folder, 0)
+    try:
+        with pytest.raises(StorageError, match=f"{folder} can't be read: Permission denied"):
+            check(unreadable.catalog)
+    finally:
+        os.chmod(folder, 0o700)
 
 
 @pytest.mark.parametrize("kind", ["", ".ids"])

@@ -259,5 +259,5 @@ def test_no_space_left_is_disk_full(tmp_path):
 
 
 def test_map_npy_of_a_folder_is_a_part_error(tmp_path):
-    with pytest.raises(PartError, match="can't be read as npy"):
+    with pytest.raises(PartError, match="can't be read: Is a directory"):
         map_npy(str(tmp_path), "<f4", (1,))
