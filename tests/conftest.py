@@ -46,6 +46,7 @@ SLOW = (
     "test_timm",
     "test_whiten",
     "test_regions",
+    "test_poison_elsewhere",
 )
 """Files that begin first, so that no process is left alone with one at the end."""
 
