@@ -25,6 +25,9 @@ from storage.migrations import upgrade
 from storage.opening import MIGRATING, home_errors, refuse_network, revision_of
 from storage.sqlite_files import make_single
 
+_KINDS = ("", "-wal", "-journal")
+"""Of a SQLite catalog's files; a log that is left is taken for that of the file put beside it."""
+
 
 def restore(folder: str, home: Home) -> BackupResult:
     """Put a backup's catalog and files into a home that has no catalog.
@@ -66,16 +69,18 @@ def _refuse_taken(home: Home, store_id: str) -> None:
         raise StoreMismatch(
             f"{home.path} holds files of another store than the backup; choose a new --home"
         )
-    if _has_catalog(home):
+    if catalog_url(home) is None:
+        taken = [home.sqlite + kind for kind in _KINDS if os.path.lexists(home.sqlite + kind)]
+    else:
+        taken = [where(home)] if _has_catalog(home) else []
+    if taken:
         raise ExportError(
-            f"the catalog {where(home)} is there already: choose a new --home and database, or "
+            f"the catalog {taken[0]} is there already: choose a new --home and database, or "
             "move it away"
         )
 
 
 def _has_catalog(home: Home) -> bool:
-    if catalog_url(home) is None:
-        return os.path.lexists(home.sqlite)
     engine = make_engine(home, write=False)
     try:
         with plain_errors(where(home)), engine.begin() as conn:

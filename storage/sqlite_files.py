@@ -4,18 +4,24 @@ import sqlite3
 
 from storage.database import plain_errors
 
+_OF_THE_TARGET = ("SQLITE_FULL", *(f"SQLITE_IOERR_{what}" for what in ("WRITE", "FSYNC", "TRUNC")))
+
 
 def copy_sqlite(source: str, target: str) -> None:
     """Copy a SQLite file as of its last commit, though others write it; the target is not synced.
 
     Raises
     ------
-    sqlite3.Error
-        The source can't be read, or the target not written.
+    DiskFull, CatalogError
+        The source can't be read, or the target not written; the message names which.
     """
     reader, writer = sqlite3.connect(source), sqlite3.connect(target)
     try:
         reader.backup(writer)
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorname", "")
+        with plain_errors(target if code.startswith(_OF_THE_TARGET) else source):
+            raise
     finally:
         reader.close()
         writer.close()

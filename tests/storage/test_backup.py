@@ -39,7 +39,7 @@ from storage.restore import restore
 from storage.runs import claim
 from storage.spaces import get_space
 from storage.tables import Base, Claim, File, Image, Part, Root, Run, Space, Vector
-from tests.storage.filled import Filled, clustered, local_catalog, root_of
+from tests.storage.filled import Filled, clustered, limited_files, local_catalog, root_of
 
 D = 16
 
@@ -594,6 +594,29 @@ def test_a_place_that_can_not_be_written_is_one_line(local, tmp_path):
     with pytest.raises(StorageError) as refused:
         backup(local.catalog, str(path / "below"))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["-wal", "-journal"])
+def test_a_log_that_a_lost_catalog_has_left_is_not_taken_for_that_of_the_backup(
+    local, dest, tmp_path, kind
+):
+    backup(local.catalog, dest)
+    home = Home(str(tmp_path / "back"))
+    os.mkdir(home.path)
+    (tmp_path / "back" / f"catalog.sqlite{kind}").write_bytes(b"what was written last")
+    with pytest.raises(ExportError, match=f"catalog.sqlite{kind} is there already.*move it away"):
+        restore(dest, home)
+    os.unlink(home.sqlite + kind)
+    restore(dest, home)
+    with Catalog.open(home, write=False) as restored:
+        assert check(restored, deep=True) == []
+
+
+def test_what_is_said_of_a_disk_that_is_full_names_the_copy_and_not_the_catalog(local, dest):
+    with limited_files(50_000), pytest.raises(StorageError) as refused:
+        backup(local.catalog, dest)
+    assert "/lookalike-" in str(refused.value)
+    assert local.catalog.home.path not in str(refused.value)
 
 
 def test_the_file_of_a_whitening_is_copied_and_compared(local, dest, tmp_path):
