@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
+from storage.backup_mark import read_mark
 from storage.catalog import Catalog
 from storage.database import DAMAGED, where
+from storage.durable import file_checksum
+from storage.home import Home
 from storage.tables import Space
 
 
@@ -25,18 +28,30 @@ class Finding:
 
 
 def file_findings(catalog: Catalog, *, deep: bool) -> list[Finding]:
-    """Return what SQLite finds wrong with its file; with ``deep`` its indexes are compared too."""
+    """Return what SQLite finds wrong with its file; with ``deep`` its indexes are compared too.
+
+    With ``deep`` a backup's file is compared with its checksum as well: nobody writes there.
+    """
     if catalog.dialect != "sqlite":
         return []
     with catalog.read() as conn:
         pragma = "integrity_check" if deep else "quick_check"
         said = conn.exec_driver_sql(f"PRAGMA {pragma}").scalars().all()
     if list(said) == ["ok"]:
-        return []
+        return _backup_findings(catalog.home) if deep else []
     first = " ".join(str(said[0]).split()) if said else "it says nothing"
     more = f", and {len(said) - 1} more" if len(said) > 1 else ""
     what = f"the catalog {where(catalog.home)} is damaged ({first}{more}); {DAMAGED}"
     return [Finding("error", what)]
+
+
+def _backup_findings(home: Home) -> list[Finding]:
+    for _ in range(2):  # another backup may come between mark and file
+        mark = read_mark(home.path)
+        if mark is None or file_checksum(home.sqlite) in mark.catalogs:
+            return []
+    what = "does not have the checksum of its backup.json: it is damaged; make the backup again"
+    return [Finding("error", f"the backup's catalog {home.sqlite} {what}")]
 
 
 def row_findings(catalog: Catalog) -> Iterator[Finding]:

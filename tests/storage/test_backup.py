@@ -612,6 +612,23 @@ def test_a_log_that_a_lost_catalog_has_left_is_not_taken_for_that_of_the_backup(
         assert check(restored, deep=True) == []
 
 
+def test_a_flipped_byte_that_sqlite_does_not_mind_is_found_in_a_backup_s_catalog(local, dest):
+    backup(local.catalog, dest)
+    path = os.path.join(dest, "catalog.sqlite")
+    with open(path, "rb") as file:
+        content = file.read()
+    name = snapshot(local.catalog, local.space).parts[0].checksum.encode()
+    changed = name[:-1] + (b"0" if name[-1:] != b"0" else b"1")
+    with Catalog.open(Home(dest), write=False) as copy:
+        assert check(copy, deep=True) == []
+    with open(path, "wb") as file:
+        file.write(content.replace(name, changed))
+    with Catalog.open(Home(dest), write=False) as copy:
+        assert check(copy) == []
+        [found] = check(copy, deep=True)
+    assert "does not have the checksum of its backup.json" in found.what
+
+
 def test_what_is_said_of_a_disk_that_is_full_names_the_copy_and_not_the_catalog(local, dest):
     with limited_files(50_000), pytest.raises(StorageError) as refused:
         backup(local.catalog, dest)
