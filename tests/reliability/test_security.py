@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import csv
+import fnmatch
 import io
 import json
 import os
@@ -625,6 +626,14 @@ def test_every_test_that_a_page_names_is_there(page):
     for path, name in named:
         assert not name or f"def {name}(" in (CHECKOUT / path).read_text(), (path, name)
         assert (CHECKOUT / path).is_file(), path
+
+
+def test_every_place_for_counts_is_that_of_a_test_which_counts():
+    tests = "".join(path.read_text() for path in (CHECKOUT / "tests/reliability").glob("*.py"))
+    written = re.findall(r"\b(?:tally|judged)\(f?\"([^\"]+)\"", tests)
+    names = [re.sub(r"\{.+?\}", "x", name) for name in written]
+    places = re.findall(r"<!--counts (.+?)-->", (CHECKOUT / "docs/promises.md").read_text())
+    assert [place for place in places if not fnmatch.filter(names, place)] == []
 
 
 def test_the_counts_of_a_long_run_are_filled_in(tmp_path):
