@@ -135,7 +135,7 @@ class Evil:
 def test_a_file_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Evil()}, "evil.pth")
-    with pytest.raises(WeightsError, match="no readable weights file.*other objects than weights"):
+    with pytest.raises(WeightsError, match=r"no readable weights file.*other objects than weights"):
         read(tmp_path / "evil.pth")
     assert not Path("ran").exists()
 
