@@ -1,7 +1,7 @@
 """A list of paths as a source: TSV, CSV or one path a line, read as a stream.
 
-Without a header the first of two columns of a TSV holds ids, so that one that repeats by mistake
-can't turn all of them into labels; in a CSV its values tell.
+Without a header the first of two columns holds ids in a TSV and labels in a CSV, whatever its
+values are: one that repeats by mistake can't turn all ids into labels.
 
 The lines are read once to check them, and again each time that items are asked for, so that memory
 holds eight bytes a line and not the lines: ids that repeat are found by their hashes.
@@ -141,7 +141,7 @@ class ListSource(Source):
 
     @property
     def _holds_ids(self) -> bool:
-        """Whether a column that nobody has named holds ids, whatever its values are."""
+        """Whether a column that nobody has named holds ids: in a TSV, where a CSV has labels."""
         return self.form == "tsv" and self.header is None
 
     def _find_columns(self, said: Columns | None) -> Columns:
@@ -153,7 +153,7 @@ class ListSource(Source):
             self.header = first[1]
         if said is None:
             found = header or without_header(first, self._text.title)
-            return found.settled(are_ids=True) if self._holds_ids else found
+            return found.settled(are_ids=self._holds_ids) if self.header is None else found
         if said.count != len(first[1]):
             raise SourceError(
                 f"{self._text.title}: line {first[0]} has {len(first[1])} columns, "

@@ -79,7 +79,12 @@ PLAIN = [("b.jpg", "b.jpg", None), ("a.jpg", "a.jpg", None)]
         ("m", "\ufefffile\nb.jpg\na.jpg\n", None, PLAIN),
         ("m.txt", "cat,b.jpg\ncat,a.jpg\n", "label,path", LABELS),
         ("m.tsv", "cat\tb.jpg\ncat\ta.jpg\n", "label,path", LABELS),
-        ("m.csv", "cat,b.jpg\ndog,a.jpg\n", None, [("cat", "b.jpg", None), ("dog", "a.jpg", None)]),
+        (
+            "m.csv",
+            "cat,b.jpg\ndog,a.jpg\n",
+            None,
+            [("b.jpg", "b.jpg", "cat"), ("a.jpg", "a.jpg", "dog")],
+        ),
         (
             "m.csv",
             "cat,b.jpg\ndog,a.jpg\n",

@@ -165,11 +165,15 @@ def test_a_sample_reads_as_the_source_does(tmp_path: Path, name: str) -> None:
 
 def test_a_header_is_added_only_where_it_has_to_be(tmp_path: Path) -> None:
     source, out = tmp_path / "m.csv", tmp_path / "few.csv"
-    source.write_text("".join(f"c{n % 500},{name}\n" for n, name in enumerate(NAMES)))
+    lines = [f"c{n % 500},{name}\n" for n, name in enumerate(NAMES)]
+    source.write_text("what,file\n" + "".join(lines))  # its values tell that these are labels
     sample(source, out, Choice(n=900))
     assert set(out.read_text().splitlines()) < set(source.read_text().splitlines())
     sample(source, out, Choice(n=2), overwrite=True)
     assert out.read_text().splitlines()[0] == "label,path"
+    source.write_text("".join(lines))  # a CSV's first column holds labels
+    sample(source, out, Choice(n=2), overwrite=True)
+    assert set(out.read_text().splitlines()) < set(source.read_text().splitlines())
 
 
 def test_cells_that_need_quotes_have_them(tmp_path: Path) -> None:
