@@ -1,9 +1,11 @@
 """The weekly maintenance: each step on a real store, stopped, killed, and beside other runs."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -210,6 +212,13 @@ def test_a_rotten_file_is_named_and_read_by_the_next_run(home, tree):
     assert go(home).exit_code() == 0
 
 
+def put_socket(path):
+    """Put what nobody can open in the place of a file."""
+    path.unlink()
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path.name)  # whose whole path may be longer than a socket's can be
+
+
 def test_an_edited_a_vanished_and_an_unreadable_file_are_counted(home, tree):
     folder = "family-000"
     for name in os.listdir(tree / folder):
@@ -219,8 +228,7 @@ def test_an_edited_a_vanished_and_an_unreadable_file_are_counted(home, tree):
         elif name.startswith("dark"):
             path.unlink()
         elif name.startswith("warm"):
-            path.unlink()
-            path.symlink_to(path)
+            put_socket(path)
     outcomes = dict.fromkeys(("same", "changed", "rotten", "vanished", "unreadable"), 0)
     for _ in range(SLICES):
         report = go(home, verify=False)
@@ -507,7 +515,9 @@ def test_what_becomes_of_a_file_follows_the_loader_s_rules(tmp_path):
     os.mkfifo(path)
     assert outcome(known) is Outcome.CHANGED
     path.unlink()
-    path.symlink_to(path)
+    path.symlink_to(path)  # what was there is gone: links are not followed
+    assert outcome(known) is Outcome.VANISHED
+    put_socket(path)
     again = reread(known, Room(1), lambda: False)
     assert again.outcome is Outcome.UNREADABLE
     assert again.message
