@@ -5,33 +5,41 @@ They are kept for the pictures that come later, and started anew where one has e
 
 import os
 import threading
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from extractor.guarded import Bounds, Guarded
-from extractor.preprocess import Preprocess
 from extractor.reading import Failure
 from extractor.threads import Stopped
 
-BOUNDS: Final = Bounds(time_s=30.0)
+if TYPE_CHECKING:
+    from extractor.guarded import Bounds, Guarded
+    from extractor.preprocess import Preprocess
+
+TIME_S: Final = 30.0
 """For one try; who asks waits, so it is less than a run allows."""
 MOST: Final = max(2, min(8, os.cpu_count() or 1))
 """Pictures decoded at once; more of them wait."""
+
+
+def bounds() -> "Bounds":
+    """Return what a picture may take."""
+    from extractor.guarded import Bounds
+
+    return Bounds(time_s=TIME_S)
 
 
 class Decoders:
     """As many processes as were needed at once so far; any thread may ask."""
 
     def __init__(self) -> None:
-        self._bounds = BOUNDS
         self._turns = threading.Semaphore(MOST)
         self._idle: list[Guarded] = []
         self._changing = threading.Lock()
         self._closed = threading.Event()
 
-    def decode(self, data: bytes, preprocess: Preprocess) -> NDArray[np.uint8] | Failure:
+    def decode(self, data: bytes, preprocess: "Preprocess") -> NDArray[np.uint8] | Failure:
         """Return the pixels of an image file's bytes, shape ``(3, H, W)``, or why there are none.
 
         Raises
@@ -54,13 +62,15 @@ class Decoders:
         for decoder in idle:
             decoder.close()
 
-    def _taken(self) -> Guarded:
+    def _taken(self) -> "Guarded":
+        from extractor.guarded import Guarded  # and Pillow with it
+
         with self._changing:
             if self._closed.is_set():
                 raise Stopped
-            return self._idle.pop() if self._idle else Guarded(self._bounds)
+            return self._idle.pop() if self._idle else Guarded(bounds())
 
-    def _give_back(self, decoder: Guarded) -> None:
+    def _give_back(self, decoder: "Guarded") -> None:
         with self._changing:
             if not self._closed.is_set():
                 self._idle.append(decoder)

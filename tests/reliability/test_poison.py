@@ -37,7 +37,8 @@ def poisoned(words, out, time_s):
     from tests.reliability.poisoned import decoder
 
     os.environ["PYTHONPATH"] = POISONED
-    guarded.BOUNDS = decoders.BOUNDS = guarded.Bounds(time_s, 2**30)
+    guarded.BOUNDS = guarded.Bounds(time_s, 2**30)
+    decoders.bounds = lambda: guarded.BOUNDS
     decoder.install()
     command(words, out)
 

@@ -410,11 +410,12 @@ def test_the_root_may_be_a_link_and_a_manifest_may_name_one(tmp_path):
 @posix
 def test_a_directory_of_extract_is_one_root_too(tmp_path, secret):
     from flows.batch.pictures import picture_of
+    from storage.begun import Begun
 
     put(tmp_path / "photos", {"deep/a.jpg": b"picture"})
     with DirectorySource(os.fsencode(tmp_path / "photos")) as source:
         (item,) = source.items()
-        picture = picture_of(source, 1, item)
+        picture = picture_of(source, 1, item, Begun(str(tmp_path / "work")))
     (tmp_path / "photos" / "deep" / "a.jpg").unlink()
     (tmp_path / "photos" / "deep" / "a.jpg").symlink_to(secret / "deep" / "a.jpg")
     (got,) = loaded([picture])
