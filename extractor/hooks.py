@@ -49,7 +49,7 @@ def run(network: nn.Module, pixels: torch.Tensor) -> Any:
     """Return what a network makes of pixels (N, 3, H, W); of an encoder of timm's, its maps."""
     try:
         return network(pixels)
-    except NotImplementedError:
+    except NotImplementedError:  # timm raises it in the forward pass of what is an encoder alone
         features = getattr(network, MAPS, None)
         if features is None:
             raise

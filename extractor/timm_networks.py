@@ -123,7 +123,7 @@ def described(pattern: str) -> "Iterator[ModelInfo]":
 
     for name in package().list_models():
         if matches(name, pattern):
-            with suppress(NotImplementedError):
+            with suppress(NotImplementedError):  # raised by timm for those
                 yield describe(name)
 
 
