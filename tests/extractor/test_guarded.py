@@ -30,6 +30,13 @@ def _poisoned(monkeypatch):
     monkeypatch.setattr(decode, "_FORMATS", decode._FORMATS)
     decoder.install()
     monkeypatch.setattr(guarded, "BOUNDS", QUICK)
+    before = set(threading.enumerate())
+    yield
+    decoder.released.set()
+    for thread in set(threading.enumerate()) - before:  # those that hung end now
+        thread.join(20)
+        assert not thread.is_alive()
+    decoder.released.clear()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import ctypes
 import os
 import re
 import signal
+import threading
 import time
 
 import numpy as np
@@ -15,6 +16,8 @@ EATEN = 1536 * 2**20
 """Bytes after which the system would end the process that eats them."""
 decoded = []
 """What this process has decoded so far."""
+released = threading.Event()
+"""Ends the hanging of this process's threads, once the test is over."""
 
 
 def poison(what, n=0):
@@ -26,8 +29,7 @@ def crash():
 
 
 def hang():
-    while True:
-        time.sleep(0.05)
+    released.wait()
 
 
 def nap():
