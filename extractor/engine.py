@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from extractor.device import choose_device, first_line, is_memory
 from extractor.loader import Failure
 from extractor.models import Model
+from extractor.passes import EagerPass, Pass
 
 _CPU_BATCH = 16  # larger batches gain nothing on a CPU and make an interrupt wait
 _GPU_BATCH = 256
@@ -79,10 +80,11 @@ class Engine:
         self.half = self.device.type == "cuda"
         self.module = model.module.eval().to(self.device)
         self.module.to(memory_format=torch.channels_last)
-        preprocess = model.preprocess
-        self._side = preprocess.crop_size
-        self._mean = torch.tensor(preprocess.mean, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(preprocess.std, device=self.device).view(1, 3, 1, 1)
+        self._side = model.preprocess.crop_size
+        self._exact: Pass = EagerPass(self.module, model.preprocess, self.device)
+        self._pass = self._exact
+        if self.half:  # pragma: no cover - needs CUDA
+            self._pass = EagerPass(self.module, model.preprocess, self.device, half=True)
         self.batch_size = batch_size or self._fitting_batch()
 
     @property
@@ -180,7 +182,6 @@ class Engine:
         except Exception:  # noqa: BLE001 - whatever it is, the first trouble says more
             raise trouble from None
 
-    @torch.inference_mode()
     def features(self, pixels: NDArray[np.uint8], precise: bool = False) -> torch.Tensor:
         """Run one forward pass.
 
@@ -200,14 +201,7 @@ class Engine:
         if self.device.type == "cuda":  # pragma: no cover - needs CUDA
             x = x.pin_memory()
         x = x.to(self.device, non_blocking=True)
-        x = x.to(torch.float32, memory_format=torch.channels_last)
-        x = x.div_(255).sub_(self._mean).div_(self._std)  # as torchvision's preset does it
-        if self.half and not precise:  # pragma: no cover - needs CUDA
-            with torch.autocast("cuda", torch.float16):
-                out: torch.Tensor = self.module(x)
-        else:
-            out = self.module(x)
-        return out.float()
+        return self._exact(x) if precise else self._pass(x)
 
     def _fitting_batch(self) -> int:
         if self.device.type != "cuda":
