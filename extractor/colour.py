@@ -74,6 +74,12 @@ def over_white(image: Image.Image, profile: bytes | None) -> Image.Image:
     return canvas
 
 
+def moves_rgb(profile: bytes) -> bool:
+    """Whether `over_white` changes the colours of an ``RGB`` picture that has the ICC profile."""
+    known = _transform(profile)
+    return known is not None and known[0] == "RGB" and known[1] is not None
+
+
 def _bits(image: Image.Image) -> int:
     """Return how many of a 16-bit picture's bits are used: 12 in some TIFFs, else 16."""
     bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))

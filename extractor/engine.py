@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from extractor.cuda import Download, Upload, cuda_pass
 from extractor.device import choose_device, first_line, is_memory
 from extractor.loader import Failure
 from extractor.models import Model
@@ -19,7 +20,12 @@ from extractor.passes import EagerPass, Pass
 
 _CPU_BATCH = 16  # larger batches gain nothing on a CPU and make an interrupt wait
 _GPU_BATCH = 256
+_PRECISE = 8  # pictures at once in float32, where half precision did not do
 _GPU_SHARE = 0.6  # of the free memory: cuDNN wants room for its workspaces
+
+
+Pixels = NDArray[np.uint8] | torch.Tensor
+"""Shape (N, 3, H, W), uint8; a tensor lies on the engine's device."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,10 @@ class Engine:
         self.module.to(memory_format=torch.channels_last)
         self._side = model.preprocess.crop_size
         self._exact: Pass = EagerPass(self.module, model.preprocess, self.device)
-        self._pass = self._exact
+        self._pass: Pass = self._exact
         if self.half:  # pragma: no cover - needs CUDA
-            self._pass = EagerPass(self.module, model.preprocess, self.device, half=True)
+            self._pass = cuda_pass(self.module, model.preprocess, self.device)
+        self._upload = Upload(self.device)
         self.batch_size = batch_size or self._fitting_batch()
 
     @property
@@ -127,7 +134,7 @@ class Engine:
         """
         return self.submit(pixels).result()
 
-    def submit(self, pixels: NDArray[np.uint8]) -> "Pending":
+    def submit(self, pixels: Pixels) -> "Pending":
         """Start a batch.  On a GPU this returns while it runs, so that the next can be filled.
 
         Raises
@@ -135,7 +142,8 @@ class Engine:
         ValueError
             The pixels are not of shape (N, 3, H, W) and uint8.
         """
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (3, *self._side):
+        right = pixels.dtype in (np.uint8, torch.uint8) and pixels.ndim == 4
+        if not right or tuple(pixels.shape[1:]) != (3, *self._side):
             raise ValueError(
                 f"the network takes uint8 (N, 3, {self._side[0]}, {self._side[1]}), "
                 f"these pixels are {pixels.dtype} {pixels.shape}"
@@ -161,7 +169,8 @@ class Engine:
     def _try(self, pending: "Pending", start: int, end: int) -> Failure | None:
         """Start one forward pass; return why it failed.  Raise if the network never works."""
         try:
-            pending.features.append((start, self.features(pending.pixels[start:end])))
+            features = self.features(pending.pixels[start:end])
+            pending.features.append((start, Download(features)))
             return None
         except Exception as error:  # noqa: BLE001 - one picture must not stop the others
             trouble = error
@@ -182,13 +191,13 @@ class Engine:
         except Exception:  # noqa: BLE001 - whatever it is, the first trouble says more
             raise trouble from None
 
-    def features(self, pixels: NDArray[np.uint8], precise: bool = False) -> torch.Tensor:
+    def features(self, pixels: Pixels, precise: bool = False) -> torch.Tensor:
         """Run one forward pass.
 
         Parameters
         ----------
         pixels
-            Shape (N, 3, H, W), uint8.
+            Shape (N, 3, H, W), uint8; a tensor is on the device.
         precise
             Compute in float32 even where half precision is the rule.
 
@@ -197,10 +206,7 @@ class Engine:
         Tensor
             Features (N, D) on the device, float32, not yet of unit length.
         """
-        x = torch.from_numpy(np.ascontiguousarray(pixels))
-        if self.device.type == "cuda":  # pragma: no cover - needs CUDA
-            x = x.pin_memory()
-        x = x.to(self.device, non_blocking=True)
+        x = pixels if isinstance(pixels, torch.Tensor) else self._upload(pixels)
         return self._exact(x) if precise else self._pass(x)
 
     def _fitting_batch(self) -> int:
@@ -227,10 +233,10 @@ class Engine:
 class Pending:
     """A batch on its way through the device."""
 
-    def __init__(self, engine: Engine, pixels: NDArray[np.uint8]) -> None:
+    def __init__(self, engine: Engine, pixels: Pixels) -> None:
         self.engine = engine
         self.pixels = pixels
-        self.features: list[tuple[int, torch.Tensor]] = []
+        self.features: list[tuple[int, Download]] = []
         self.faults: dict[int, Failure] = {}
 
     def result(self) -> Vectors:
@@ -238,7 +244,7 @@ class Pending:
         engine = self.engine
         raw = np.full((len(self.pixels), engine.spans[-1].stop), np.nan, np.float32)
         for start, features in self.features:
-            raw[start : start + len(features)] = features.cpu().numpy()
+            raw[start : start + len(features)] = features.numpy()
         if engine.half:  # pragma: no cover - needs CUDA
             self._again_in_float32(raw)
         vectors, faults = normalise(raw, engine.spans) if engine.normalize else checked(raw)
@@ -246,12 +252,15 @@ class Pending:
 
     def _again_in_float32(self, raw: NDArray[np.float32]) -> None:  # pragma: no cover - needs CUDA
         """Recompute what half precision overflowed or swallowed."""
-        bad = ~np.isfinite(raw).all(axis=1)
+        bad = np.asarray(~np.isfinite(raw).all(axis=1))
         for span in self.engine.spans:
             bad |= ~raw[:, span].any(axis=1)
-        for i in np.flatnonzero(bad):
-            if int(i) not in self.faults:
-                raw[i] = self.engine.features(self.pixels[i : i + 1], precise=True).cpu().numpy()
+        bad[list(self.faults)] = False
+        all_rows = np.flatnonzero(bad)
+        for start in range(0, len(all_rows), _PRECISE):
+            rows = all_rows[start : start + _PRECISE]
+            found = self.engine.features(self.pixels[rows], precise=True)
+            raw[rows] = found.cpu().numpy()
 
 
 def normalise(

@@ -155,9 +155,9 @@ def pixels(image: Image.Image, p: Preprocess) -> NDArray[np.uint8]:
 
 def _resized_crop(image: Image.Image, p: Preprocess) -> Image.Image:
     """Resize ``image``, then cut out the centre; beyond its border is black, or the mean."""
-    size = _resized_size(image.size, p)
+    size = resized_size(image.size, p)
     height, width = p.crop_size
-    left, top = _start(size[0], width), _start(size[1], height)
+    left, top = crop_start(size[0], width), crop_start(size[1], height)
     box = (left, top, left + width, top + height)
     how = _FILTERS[p.interpolation]
     if size[0] * size[1] > _MOST_PIXELS:
@@ -196,7 +196,7 @@ def _colour(mean: tuple[float, float, float]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _resized_size(size: tuple[int, int], p: Preprocess) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], p: Preprocess) -> tuple[int, int]:
     """Return torchvision's ``(width, height)`` for a picture of ``size`` (width, height)."""
     width, height = size
     resize = p.resize
@@ -211,7 +211,7 @@ def _resized_size(size: tuple[int, int], p: Preprocess) -> tuple[int, int]:
     return int(resize * width / height), resize
 
 
-def _start(length: int, crop: int) -> int:
+def crop_start(length: int, crop: int) -> int:
     """Return where a central crop begins; below zero where the picture is padded."""
     if crop > length:
         return -((crop - length) // 2)
