@@ -18,7 +18,7 @@ help:
 	@echo "make check   style, types, import rules, generated docs"
 	@echo "make format  put the code into shape"
 	@echo "make docs    generate docs/cli.md"
-	@echo "make bench   measure"
+	@echo "make bench   measure, and hold the figures against the goals"
 
 env: $(stamp)
 
@@ -58,12 +58,9 @@ format: env
 docs: env
 	$(py) docs/cli.py
 
+# Half an hour on two cores.  ARGS="--only pipeline,scan --against benchmarks/results/FORMER.json"
 bench: env
-	$(py) benchmarks/search.py
-	$(py) benchmarks/pipeline.py
-	$(py) benchmarks/orchestration.py
-	$(py) benchmarks/workers.py
-	$(py) benchmarks/catalog.py
+	$(py) benchmarks/run.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis demo

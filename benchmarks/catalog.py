@@ -10,9 +10,7 @@ nothing has changed.
 import argparse
 import contextlib
 import hashlib
-import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from report import finish, parser
 from sqlalchemy import text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -47,8 +46,7 @@ CHUNK = 4096
 def main() -> None:
     """Measure one database after the other."""
     args = _arguments()
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    print(f"{args.files:,} files, {machine}")
+    print(f"{args.files:,} files", flush=True)
     rows = []
     for database in ("sqlite", "postgres") if args.database == "both" else (args.database,):
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -58,9 +56,8 @@ def main() -> None:
                 rows.append({"database": database, **measured(catalog, folder, args.files)})
         for name, value in rows[-1].items():
             print(f"  {name:28} {value if isinstance(value, str) else f'{value:,.1f}'}", flush=True)
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"machine": machine, "files": args.files, "rows": rows}, file, indent=2)
+    figures = {str(row["database"]): row for row in rows}
+    finish("catalog", [], {"files": args.files, **figures}, args.json)
 
 
 def measured(catalog: Catalog, folder: str, files: int) -> dict[str, float]:
@@ -158,11 +155,13 @@ def _bytes(catalog: Catalog) -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--files", type=int, default=1_000_000)
-    parser.add_argument("--database", choices=("both", "sqlite", "postgres"), default="both")
-    parser.add_argument("--json", metavar="OUT")
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--files", type=int, default=1_000_000)
+    options.add_argument("--database", choices=("both", "sqlite", "postgres"), default="both")
+    args = options.parse_args()
+    if args.quick:
+        args.files, args.database = 500, "sqlite"
+    return args
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ that a busy machine slows both alike.  What is compared:
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -28,9 +27,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from report import finish, parser
 
 from flows.server.local import temporary_server
 
@@ -42,8 +43,7 @@ COMMAND = ("index", "--model", "shufflenet_v2_x0_5", "--weights", "random:0", "-
 def main() -> None:
     """Draw the pictures, start the server, and run both ways in turns."""
     args = _arguments()
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    print(f"{args.pictures:,} pictures, {machine}")
+    print(f"{args.pictures:,} pictures", flush=True)
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
         pictures = os.path.join(folder, "pictures")
@@ -56,16 +56,14 @@ def main() -> None:
                 if number:  # the first pair warms the caches
                     pairs.append(pair)
                     print(f"pair {number}: {line(pair)}", flush=True)
+    figures: dict[str, Any] = {"pictures": args.pictures, "pairs": pairs}
     for what in ("process", "run", "around", "cpu"):
         extra = [pair["prefect"][what] / pair["plain"][what] - 1 for pair in pairs]
         seconds = statistics.median(pair["prefect"][what] - pair["plain"][what] for pair in pairs)
         share = f"median {statistics.median(extra):+.1%} ({min(extra):+.1%} to {max(extra):+.1%})"
         print(f"Prefect costs, by {what}: {share}, {seconds:+.1f} s")
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump(
-                {"machine": machine, "pictures": args.pictures, "pairs": pairs}, file, indent=2
-            )
+        figures[f"prefect_{what}_s"] = seconds
+    finish("orchestration", [], figures, args.json)
 
 
 def draw(folder: str, pictures: int) -> None:
@@ -117,11 +115,13 @@ def line(pair: dict[str, dict[str, float]]) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pictures", type=int, default=10_000)
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--json", metavar="OUT")
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--pictures", type=int, default=10_000)
+    options.add_argument("--pairs", type=int, default=3)
+    args = options.parse_args()
+    if args.quick:
+        args.pictures, args.pairs = 4, 1
+    return args
 
 
 if __name__ == "__main__":

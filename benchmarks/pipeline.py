@@ -1,147 +1,163 @@
-"""How much of the device's speed is left once files are read, hashed and decoded as well.
+"""Extraction on this machine: against the plain script, and against its own forward pass.
 
-Measures images/s of the whole extraction (files in, vectors out) over images/s of the same engine
-on pixels that are already in memory, in one process and taking turns, so that a busy machine slows
-both alike.  Both go through the same pictures in the same batches.
+For each network, in one run and in turns: images/s of the forward pass alone, on pixels that are in
+memory; of the whole extraction, files in and vectors out; and of the plain script (torchvision
+eager, PIL, torchvision's transform, a DataLoader with two processes) with the same weights, layer
+and photos, in a process of its own.  The engine is the one that ``--engine auto`` takes for much
+work; the others are measured after it, and their vectors compared with the plain script's.
 
-    python benchmarks/pipeline.py [--photos DIR] [--model resnet50] [--weights FILE] [--json OUT]
+    python benchmarks/pipeline.py [--networks resnet50 vgg19] [--device auto] [--json OUT]
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import sys
-import threading
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from photos import photos, weights
+from report import Goal, finish, in_turns, median_ratio, parser
+from turns import Ours, Peer, Vectors, cosines
 
-from extractor.engine import Engine
-from extractor.extract import extract
-from extractor.loader import Source, load
-from extractor.models import ModelRequest, open_model
-from extractor.preprocess import Preprocess
-
-DATA = Path(os.environ.get("LOOKALIKE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+SIZES = {"vgg19": (32, 3)}
+"""Photos and rounds of a network, where they are not those of the options."""
+BATCH = 16
+ENGINES = ("torch", "compile", "onnx")
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and return what was printed."""
-    options = _arguments(argv)
-    if not options.photos.is_dir():
-        sys.exit(f"no photos: {options.photos} is missing, set LOOKALIKE_DATA or --photos")
-    weights = options.weights or str(DATA / "weights" / f"{options.model}.pth")
-    model = open_model(ModelRequest(options.model, weights=weights))
-    engine = Engine(model, device=options.device, batch_size=options.batch_size)
-    files = sorted(p for p in options.photos.rglob("*") if p.is_file())[: options.limit]
-    sources = [Source(i, os.fsencode(path)) for i, path in enumerate(files)]
-    pixels = _pixels(sources, model.preprocess)
-    if not len(pixels):
-        sys.exit(f"no photos: {options.photos} holds none that can be read")
-    engine.forward(pixels[: 2 * engine.batch_size])  # the first batches are slower than the rest
-    pairs = []
-    for number in range(options.pairs):
-        # Which of the two goes first alternates, so that a drift favours neither.
-        order = ("forward", "end_to_end") if number % 2 == 0 else ("end_to_end", "forward")
-        rates = {
-            what: _forward_rate(engine, pixels)
-            if what == "forward"
-            else _end_to_end_rate(engine, sources, model.preprocess, options.workers)
-            for what in order
+def main() -> None:
+    """Measure one network after the other."""
+    args = _arguments()
+    goals: list[Goal] = []
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for network in args.networks:
+            figures[network], kept = measured(network, Path(folder), args)
+            goals += kept
+    finish("pipeline", goals, figures, args.json)
+
+
+def measured(
+    network: str, folder: Path, args: argparse.Namespace
+) -> tuple[dict[str, Any], list[Goal]]:
+    """Return the figures of a network, and its goals."""
+    number, rounds = (
+        (args.photos, args.rounds) if args.quick else SIZES.get(network, (args.photos, args.rounds))
+    )
+    here = folder / network
+    here.mkdir()
+    what = photos(here / "photos", number)
+    state, of = weights(network, here)
+    ours = Ours(here / "photos", network, state, device=args.device)
+    print(f"{network} ({of}), {number} photos ({what}), {ours.engine.facts['engine']}", flush=True)
+    options = {"network": network, "weights": state, "batch": BATCH, "vectors": here / "plain.npy"}
+    with Peer("plain", here / "photos", options) as plain:
+        plain.rate()  # the first round loads and warms up
+        sides = {"forward": ours.forward, "end to end": ours.end_to_end, "plain": plain.rate}
+        rates = in_turns(sides, rounds)
+    theirs: Vectors = np.load(here / "plain.npy")
+    agreement = cosines(ours.vectors, theirs)
+    medians = {f"{side}_per_s": statistics.median(values) for side, values in rates.items()}
+    figures = {
+        "photos": what,
+        "weights": of,
+        "rounds": rates,
+        **{name.replace(" ", "_"): value for name, value in medians.items()},
+        "engine_made_s": ours.made_s,
+        "cosine_mean": float(agreement.mean()),
+        "cosine_worst_around_the_mean_vector": _around_the_mean(ours.vectors, theirs),
+        **{key: str(value) for key, value in ours.engine.facts.items()},
+    }
+    goals = [
+        Goal(
+            f"{network}, end to end over the plain script",
+            "at least 1.8 times its images/s",
+            median_ratio(rates["end to end"], rates["plain"]),
+            1.8,
+            True,
+            f"{medians['end to end_per_s']:.2f} and {medians['plain_per_s']:.2f} images/s, {of}",
+        ),
+        Goal(
+            f"{network}, end to end over forward only",
+            "at least 0.95",
+            median_ratio(rates["end to end"], rates["forward"]),
+            0.95,
+            True,
+            f"{medians['forward_per_s']:.2f} images/s forward only, {ours.engine.facts['engine']}",
+        ),
+        Goal(
+            f"{network}, worst cosine to the plain script's vectors",
+            "at least 0.9999",
+            float(agreement.min()),
+            0.9999,
+            True,
+        ),
+    ]
+    if args.engines:
+        figures["engines"] = _engines(ours, network, state, theirs, args)
+        goals.append(_same(network, figures["engines"]))
+    return figures, goals
+
+
+def _around_the_mean(a: Vectors, b: Vectors) -> float:
+    """Return the worst cosine once the mean is taken off.
+
+    Random weights give every photo nearly the same vector; this still tells them apart.
+    """
+
+    def about(x: Vectors) -> Vectors:
+        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+        return np.asarray(unit - unit.mean(axis=0), np.float32)
+
+    return float(cosines(about(a), about(b)).min())
+
+
+def _engines(
+    ours: Ours, network: str, state: Path, theirs: Vectors, args: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Return what each engine makes of the same photos."""
+    found = {}
+    for name in args.engines:
+        other = Ours(ours.folder, network, state, engine=name, device=args.device)
+        rates = sorted(other.forward() for _ in range(2))
+        other.end_to_end()
+        found[name] = {
+            "forward_per_s": rates[-1],
+            "made_s": other.made_s,
+            "cosine_worst": float(cosines(other.vectors, theirs).min()),
         }
-        pairs.append(rates | {"ratio": rates["end_to_end"] / rates["forward"]})
-        print(_line(f"pair {number + 1}", pairs[-1]), flush=True)
-    medians = {key: statistics.median(p[key] for p in pairs) for key in pairs[0]}
-    print(_line("median", medians))
-    report = {
-        "machine": machine(),
-        "model": options.model,
-        "images": len(pixels),
-        "workers": options.workers,
-        "torch_threads": torch.get_num_threads(),
-        **engine.facts,
-        "pairs": pairs,
-        "median": medians,
-    }
-    print(", ".join(f"{key} {value}" for key, value in report["machine"].items()))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    return report
+        print(f"  {name}: " + ", ".join(f"{k} {v:.6g}" for k, v in found[name].items()), flush=True)
+    return found
 
 
-def machine() -> dict[str, str | int]:
-    """Describe the machine and what runs on it."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    load_1min = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    return {
-        "cpu": cpu,
-        "cores": _cores(),
-        "load": load_1min,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=Path, default=DATA / "photos" / "imagenet-sample")
-    parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--weights", help="default: the real weights in LOOKALIKE_DATA")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--workers", type=int, default=max(2, _cores()))
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--limit", type=int, help="use the first so many photos only")
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args(argv)
-
-
-def _pixels(sources: list[Source], preprocess: Preprocess) -> NDArray[np.uint8]:
-    loaded = load(sources, wants=lambda _: True, preprocess=preprocess)
-    return np.stack([x.pixels for x in loaded if x.pixels is not None])
-
-
-def _forward_rate(engine: Engine, pixels: NDArray[np.uint8]) -> float:
-    started = time.perf_counter()
-    engine.forward(pixels)
-    return len(pixels) / (time.perf_counter() - started)
-
-
-def _end_to_end_rate(
-    engine: Engine, sources: list[Source], preprocess: Preprocess, workers: int
-) -> float:
-    started = time.perf_counter()
-    done = extract(
-        sources,
-        wants=lambda _: True,
-        preprocess=preprocess,
-        engine=lambda: engine,
-        workers=workers,
-        stop=threading.Event(),
-        progress=lambda _done, _failed: None,
+def _same(network: str, engines: dict[str, dict[str, float]]) -> Goal:
+    name, least = min(
+        ((name, each["cosine_worst"]) for name, each in engines.items()), key=lambda it: it[1]
     )
-    return len(done.digests) / (time.perf_counter() - started)
-
-
-def _line(name: str, rates: dict[str, float]) -> str:
-    return (
-        f"{name:7} forward only {rates['forward']:6.2f} images/s, "
-        f"end to end {rates['end_to_end']:6.2f} images/s, ratio {rates['ratio']:.3f}"
+    said = ", ".join(f"{name} {each['forward_per_s']:.1f}" for name, each in engines.items())
+    return Goal(
+        f"{network}, worst cosine of any engine",
+        "at least 0.999",
+        least,
+        0.999,
+        True,
+        f"{name}; images/s forward only: {said}",
     )
+
+
+def _arguments() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.add_argument("--networks", nargs="+", default=["resnet50", "vgg19"])
+    options.add_argument("--engines", nargs="*", default=ENGINES, help="besides the chosen one")
+    options.add_argument("--device", default="auto")
+    options.add_argument("--photos", type=int, default=64)
+    options.add_argument("--rounds", type=int, default=5)
+    args = options.parse_args()
+    if args.quick:
+        args.networks, args.engines = ["shufflenet_v2_x0_5"], []
+        args.photos, args.rounds = 8, 1
+    return args
 
 
 if __name__ == "__main__":

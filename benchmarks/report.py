@@ -173,7 +173,8 @@ def finish(
     """
     described = machine()
     print(", ".join(f"{key} {value}" for key, value in described.items()))
-    print(table([(script, goal) for goal in goals]), flush=True)
+    if goals:
+        print(table([(script, goal) for goal in goals]), flush=True)
     if json_path is not None:
         report = {
             "script": script,

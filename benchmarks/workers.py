@@ -20,10 +20,8 @@ commits, their work and their waiting for each other together; the same for one 
 import argparse
 import contextlib
 import hashlib
-import json
 import multiprocessing
 import os
-import platform
 import queue
 import statistics
 import sys
@@ -38,6 +36,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from report import finish, parser
 from sqlalchemy import func, select
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -95,10 +94,8 @@ def main() -> None:
                 pace_s = args.pace if way == "paced" else 0.0
                 rows.append(measured(Trial(way, database, workers, images, chunk, pace_s)))
                 print(line(rows[-1]), flush=True)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"machine": machine, "rows": rows}, file, indent=2)
+    figures = {f"{row['database']}, {row['way']}, {row['workers']}": row for row in rows}
+    finish("workers", [], figures, args.json)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -274,18 +271,21 @@ def _random(trial: Trial) -> Any:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--workers", type=int, default=16)
-    parser.add_argument("--database", choices=("both", "sqlite", "postgres"), default="both")
-    parser.add_argument("--ways", nargs="+", default=("network", "paced", "catalog"))
-    parser.add_argument("--pictures", type=int, default=2000, help="for the network")
-    parser.add_argument("--files", type=int, default=100_000, help="for the catalog alone")
-    parser.add_argument("--chunk", type=int, default=256)
-    parser.add_argument("--small-chunk", type=int, default=16, help="for the network")
-    parser.add_argument("--rounds", type=int, default=20, help="chunks of a paced worker")
-    parser.add_argument("--pace", type=float, default=1.0, help="seconds of a paced chunk")
-    parser.add_argument("--json", metavar="OUT")
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--workers", type=int, default=16)
+    options.add_argument("--database", choices=("both", "sqlite", "postgres"), default="both")
+    options.add_argument("--ways", nargs="+", default=("network", "paced", "catalog"))
+    options.add_argument("--pictures", type=int, default=2000, help="for the network")
+    options.add_argument("--files", type=int, default=100_000, help="for the catalog alone")
+    options.add_argument("--chunk", type=int, default=256)
+    options.add_argument("--small-chunk", type=int, default=16, help="for the network")
+    options.add_argument("--rounds", type=int, default=20, help="chunks of a paced worker")
+    options.add_argument("--pace", type=float, default=1.0, help="seconds of a paced chunk")
+    args = options.parse_args()
+    if args.quick:
+        args.workers, args.database, args.ways = 2, "sqlite", ["catalog"]
+        args.files, args.chunk = 200, 20
+    return args
 
 
 if __name__ == "__main__":
