@@ -76,21 +76,29 @@ def build(
     if check is not None:
         check()
     if faiss.get_num_gpus() > 0:  # pragma: no cover - needs CUDA
-        built = _build_on_gpu(index, xt, _pieces(vectors, rowmap, check))
+        built = _build_on_gpu(index, xt, pieces(vectors, rowmap, check))
         if built is not None:
             return built
     if points:
         _train(index, xt, spec, check)
-    for xb in _pieces(vectors, rowmap, check):
+    for xb in pieces(vectors, rowmap, check):
         index.add(xb)
     return index
 
 
-def _pieces(
-    vectors: Rows, rowmap: RowArray, check: Callable[[], None] | None
-) -> Iterator[FloatArray]:
-    """Yield the vectors to add, shape ``(m, d)``, and call ``check`` before each piece."""
-    for _, xb in vectors.blocks(rows=rowmap):
+def draw_on(index: faiss.Index) -> None:
+    """Let a graph that was loaded draw other levels than it did for its first vectors.
+
+    Where the draw had come to is not in its file.
+    """
+    graph = faiss.downcast_index(index)
+    if isinstance(graph, faiss.IndexHNSW):
+        _faiss.downcast_index(index).hnsw.rng = _faiss.RandomGenerator(index.ntotal)
+
+
+def pieces(vectors: Rows, rows: RowArray, check: Callable[[], None] | None) -> Iterator[FloatArray]:
+    """Yield the vectors of ``rows``, shape ``(m, d)``, and call ``check`` before each piece."""
+    for _, xb in vectors.blocks(rows=rows):
         for start in range(0, len(xb), _ADD_ROWS):
             if check is not None:
                 check()

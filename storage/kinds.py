@@ -45,6 +45,11 @@ def choose(n: int, d: int) -> IndexSpec:
     return IndexSpec(f"IVF{nlist}_HNSW32,RaBitQ", {"nprobe": NPROBE})
 
 
+def wanted(asked: str, n: int, d: int) -> IndexSpec:
+    """Return the kind for n vectors where this was asked for; ``auto`` is what `choose` returns."""
+    return choose(n, d) if asked == AUTO else spec_of(asked)
+
+
 def outgrown(factory: str, n: int, d: int) -> bool:
     """Say whether n vectors of dimension d are well past the bounds of this kind."""
     near = (round(n * share) for share in (1 - SLACK, 1, 1 + SLACK))

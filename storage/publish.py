@@ -1,4 +1,7 @@
-"""Publish an index of a space: built beside the old one, then swapped in by one transaction."""
+"""Publish an index of a space: made beside the old one, then swapped in by one transaction.
+
+It is the old one extended where that serves (``storage.extend``), else built anew.
+"""
 
 import uuid
 from collections.abc import Callable
@@ -13,7 +16,8 @@ from storage.catalog import Catalog
 from storage.dead import DEAD_SHARE, entered_rows
 from storage.durable import make_dir
 from storage.errors import SpaceError
-from storage.kinds import AUTO, IndexSpec, choose, outgrown, spec_of
+from storage.extend import extended, extension
+from storage.kinds import AUTO, IndexSpec, outgrown, spec_of, wanted
 from storage.leases import Lease, check_lease
 from storage.reading import GenerationInfo, Rows, open_store, snapshot_in
 from storage.recall import RecallInfo, Sample, measure, record
@@ -33,7 +37,7 @@ TAIL_SHARE = 0.05
 
 
 def publish_due(catalog: Catalog, space: SpaceInfo, *, retrain: bool = False) -> str | None:
-    """Return why the space's index should be built anew, None where it need not or can't.
+    """Return why an index of the space should be published, None where it need not or can't.
 
     ``first``: there are vectors and no index.  ``tail``: more than 4,096 rows, or 5 %, are newer
     than the index and searched one by one.  ``dead``: more than 10 % of the index's rows are no
@@ -42,7 +46,7 @@ def publish_due(catalog: Catalog, space: SpaceInfo, *, retrain: bool = False) ->
 
     With ``retrain`` also ``outgrown``: nobody asked for the kind of the index, and `choose` has
     another one for the vectors there are, and for a tenth less and a tenth more of them.  (A space
-    that has grown is due by its tail before that, and every publishing chooses and trains anew.)
+    that has grown is due by its tail before that, and every publishing chooses anew.)
     """
     with catalog.read() as conn:
         view = snapshot_in(conn, space)
@@ -76,7 +80,11 @@ def publish(
     factory: str | None = None,
     check: Callable[[], None] | None = None,
 ) -> GenerationInfo:
-    """Build, write and record an index of every row that is an image's vector.
+    """Make, write and record an index that holds every row that is an image's vector.
+
+    The published index is extended by the rows that it lacks, where ``extension`` finds that this
+    serves and nobody asks for a kind now.  Else all vectors are read, and the index is trained with
+    them and measured.
 
     Parameters
     ----------
@@ -88,10 +96,11 @@ def publish(
         The space.
     factory
         FAISS ``index_factory`` string, which later publishing of this space keeps to; ``auto``
-        chooses by the number of rows and their size, now and later.  None keeps to what was asked
-        for last, and chooses where nothing was, or where FAISS can't build it any more.
+        chooses by the number of rows and their size, now and later.  Either builds anew.  None
+        keeps to what was asked for last, and chooses where nothing was, or where FAISS can't build
+        it any more.
     check
-        Called now and then while the index is built and measured; what it raises ends that, and
+        Called now and then while the index is made and measured; what it raises ends that, and
         the former index goes on serving.
 
     Returns
@@ -123,13 +132,14 @@ def publish(
 
 @dataclass(frozen=True)
 class _Made:
-    """An index that is built and measured, and not yet written."""
+    """An index that is ready and not yet written; what was measured where it was trained."""
 
     index: "faiss.Index"
+    rowmap: RowArray
+    row_end: int
     spec: IndexSpec
     requested: bool
-    sample: Sample
-    recall: float
+    measured: tuple[Sample, float] | None
 
 
 def _publish(
@@ -141,36 +151,62 @@ def _publish(
 ) -> GenerationInfo:
     from storage.generation import write_generation
 
+    made = _extended(catalog, space, check) if factory is None else None
+    if made is None:
+        made = _built(catalog, space, factory, check)
+    folder = catalog.home.index_dir(space.fingerprint)
+    make_dir(folder)
+    name = f"{lease.run_id}-{uuid.uuid4().hex}"
+    written = write_generation(folder, name, made.index, made.rowmap)
+    with catalog.write() as conn:
+        check_lease(conn, lease)
+        now = catalog.now(conn)
+        withdraw(conn, space.id, now)
+        row = _row(made, written) | {"space_id": space.id, "name": name}
+        conn.execute(insert(Generation).values(state="live", created_at=now, **row))
+        if made.measured is not None:
+            record(conn, space.id, _measured(made, *made.measured, name, now))
+        published = snapshot_in(conn, space).generation
+    if published is None:  # pragma: no cover - it was inserted a moment ago
+        raise SpaceError(f"the space {space.name} was dropped meanwhile")
+    return published
+
+
+def _extended(catalog: Catalog, space: SpaceInfo, check: Callable[[], None] | None) -> _Made | None:
+    """Return the published index with the rows that it lacks; None where it is built anew."""
+    with catalog.read() as conn:
+        # Committed rows only, in one view with the parts that hold them.
+        view = snapshot_in(conn, space)
+        how = extension(conn, view, _asked_before(conn, space.id) or AUTO)
+    if how is None:
+        return None
+    folder = catalog.home.index_dir(space.fingerprint)
+    filled = extended(folder, Rows(open_store(catalog, space), view.parts), how, check)
+    if filled is None:
+        return None
+    old = how.generation
+    spec = IndexSpec(old.factory, old.parameters)
+    return _Made(*filled, view.next_row, spec, old.requested, None)
+
+
+def _built(
+    catalog: Catalog, space: SpaceInfo, factory: str | None, check: Callable[[], None] | None
+) -> _Made:
+    """Return an index of all rows, trained and measured."""
     with catalog.read() as conn:
         view = snapshot_in(conn, space)
-        # Committed rows only, in one view with the parts that hold them.
         rowmap = entered_rows(conn, space.id, below=view.next_row)
         asked = factory or _asked_before(conn, space.id) or AUTO
     if not len(rowmap):
         raise SpaceError(f"the space {space.name} has no vectors yet; index some images first")
     vectors = Rows(open_store(catalog, space), view.parts)
     try:
-        made = _make(vectors, rowmap, asked, check)
+        return _make(vectors, rowmap, view.next_row, asked, check)
     except SpaceError:
         if factory is not None:
             raise
-        made = _make(vectors, rowmap, AUTO, check)  # it was asked for when there were more vectors
-    folder = catalog.home.index_dir(space.fingerprint)
-    make_dir(folder)
-    name = f"{lease.run_id}-{uuid.uuid4().hex}"
-    written = write_generation(folder, name, made.index, rowmap)
-    with catalog.write() as conn:
-        check_lease(conn, lease)
-        now = catalog.now(conn)
-        withdraw(conn, space.id, now)
-        row = _row(made, written)
-        row |= {"space_id": space.id, "name": name, "row_end": view.next_row, "n": len(rowmap)}
-        conn.execute(insert(Generation).values(state="live", created_at=now, **row))
-        record(conn, space.id, _measured(made, name, len(rowmap), now))
-        published = snapshot_in(conn, space).generation
-    if published is None:  # pragma: no cover - it was inserted a moment ago
-        raise SpaceError(f"the space {space.name} was dropped meanwhile")
-    return published
+        # It was asked for when there were more vectors.
+        return _make(vectors, rowmap, view.next_row, AUTO, check)
 
 
 def _asked_before(conn: Connection, space_id: int) -> str | None:
@@ -184,19 +220,23 @@ def _asked_before(conn: Connection, space_id: int) -> str | None:
     return newest.factory if newest is not None and newest.requested else None
 
 
-def _make(vectors: Rows, rowmap: RowArray, asked: str, check: Callable[[], None] | None) -> _Made:
+def _make(
+    vectors: Rows, rowmap: RowArray, row_end: int, asked: str, check: Callable[[], None] | None
+) -> _Made:
     from storage.build import build
 
     n = len(rowmap)
-    spec = choose(n, vectors.d) if asked == AUTO else spec_of(asked)
+    spec = wanted(asked, n, vectors.d)
     index = build(vectors, rowmap, spec, check=check)
     sample = Sample().of(n)
     recall = measure(vectors, rowmap, index, spec, sample=sample, check=check)
-    return _Made(index, spec, asked != AUTO, sample, recall)
+    return _Made(index, rowmap, row_end, spec, asked != AUTO, (sample, recall))
 
 
 def _row(made: _Made, written: "Written") -> dict[str, object]:
     return {
+        "row_end": made.row_end,
+        "n": len(made.rowmap),
         "factory": made.spec.factory,
         "requested": made.requested,
         "parameters": dict(made.spec.parameters),
@@ -206,13 +246,13 @@ def _row(made: _Made, written: "Written") -> dict[str, object]:
     }
 
 
-def _measured(made: _Made, name: str, n: int, now: float) -> RecallInfo:
+def _measured(made: _Made, sample: Sample, recall: float, name: str, now: float) -> RecallInfo:
     return RecallInfo(
         generation=name,
         factory=made.spec.factory,
-        n=n,
-        k=made.sample.k,
-        queries=made.sample.queries,
-        recall=made.recall,
+        n=len(made.rowmap),
+        k=sample.k,
+        queries=sample.queries,
+        recall=recall,
         measured_at=now,
     )

@@ -1,7 +1,12 @@
-"""How well a published index finds what exact search finds: measured, kept, and judged."""
+"""How well a published index finds what exact search finds: measured, kept, and judged.
+
+It is measured when an index is trained, which reads every vector anyway.  One that is extended by
+a few is not measured again until it is trained anew (``storage.extend``): so the newest of a
+space's measurements is that of the training of its live index, of itself or of what it extends.
+"""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +18,7 @@ from storage.candidates import fetch_width
 from storage.catalog import Catalog
 from storage.exact import search_exact
 from storage.kinds import IndexSpec, choose
-from storage.reading import Rows
+from storage.reading import GenerationInfo, Rows
 from storage.spaces import SpaceInfo
 from storage.tables import Generation, Recall
 
@@ -174,6 +179,21 @@ def record(conn: Connection, space_id: int, info: RecallInfo) -> None:
     conn.execute(insert(Recall).values(space_id=space_id, **asdict(info)))
 
 
+def of_training(measured: Sequence[RecallInfo], generation: GenerationInfo) -> RecallInfo | None:
+    """Return what was measured when a generation was trained, from a series, newest first.
+
+    That is its own measurement, or for one that was extended the newest; None where there is none
+    that can be.
+    """
+    for info in measured:
+        if info.generation == generation.name:
+            return info
+    newest = measured[0] if measured else None
+    if newest is None or newest.factory != generation.factory or newest.n > generation.n:
+        return None
+    return newest
+
+
 def series(catalog: Catalog, space: SpaceInfo, limit: int = 50) -> list[RecallInfo]:
     """Return a space's measurements, newest first, at most ``limit`` of them."""
     with catalog.read() as conn:
@@ -202,15 +222,14 @@ def _latest(conn: Connection, space_id: int) -> tuple[RecallInfo | None, RecallI
 def fallen(catalog: Catalog, space: SpaceInfo) -> str | None:
     """Return what to tell people where the space's index finds too little, else None.
 
-    It does where it finds less than nine tenths, or less than the one before did by more than
-    chance explains (`noise`).  What was measured of an index that is withdrawn tells nothing.
+    It does where it found less than nine tenths when it was trained, or less than the one before
+    did by more than chance explains (`noise`).  What was measured of an index that is withdrawn
+    tells nothing.
     """
-    live = select(Generation.name).where(
-        Generation.space_id == space.id, Generation.state == "live"
-    )
+    live = select(Generation.id).where(Generation.space_id == space.id, Generation.state == "live")
     with catalog.read() as conn:
         newest, before = _latest(conn, space.id)
-        if newest is None or newest.generation not in conn.execute(live).scalars():
+        if newest is None or conn.execute(live).first() is None:
             return None
     said = f"the index of space {space.name} ({newest.factory}) finds {_percent(newest.recall)}"
     said += f" of the {newest.k} nearest"

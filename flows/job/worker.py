@@ -186,6 +186,8 @@ def _published(bench: Bench, order: PublishOrder) -> dict[str, Any]:
     lease = order.place.lease
     generation = publish(bench.catalog, lease, space, factory=order.factory, check=bench.check)
     newest, _ = latest(bench.catalog, space)
+    if newest is not None and newest.generation != generation.name:
+        newest = None  # it was extended, and is not measured
     return {
         "space": space.name,
         "generation": generation.id,
