@@ -162,9 +162,13 @@ class Upload:
         self._device = device
         self._stream = _stream(device) if device.type == "cuda" else None
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+    def __call__(self, pixels: NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
         """Return uint8 pixels on the device, for the current stream."""
-        x = torch.from_numpy(np.ascontiguousarray(pixels))
+        x = (
+            pixels
+            if isinstance(pixels, torch.Tensor)
+            else torch.from_numpy(np.ascontiguousarray(pixels))
+        )
         return x.to(self._device) if self._stream is None else self._beside(x, self._stream)
 
     def _beside(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from extractor.cuda import Download, Upload, cuda_pass
 from extractor.device import choose_device, first_line, is_memory
+from extractor.device_decoder import DeviceDecoder
 from extractor.loader import Failure
 from extractor.models import Model
 from extractor.passes import EagerPass, Pass
@@ -64,6 +65,8 @@ class Engine:
     ----------
     spans
         Where each layer's features lie in a row, in the order of the model's layers.
+    decoder
+        Makes batches of pixels on the device; None where the cores decode everything.
 
     Raises
     ------
@@ -92,11 +95,17 @@ class Engine:
         if self.half:  # pragma: no cover - needs CUDA
             self._pass = cuda_pass(self.module, model.preprocess, self.device)
         self._upload = Upload(self.device)
+        self.decoder: DeviceDecoder | None = None
+        if self.device.type == "cuda":  # pragma: no cover - needs CUDA
+            self.decoder = DeviceDecoder(self.device, model.preprocess, self.forward)
         self.batch_size = batch_size or self._fitting_batch()
 
     @property
     def facts(self) -> dict[str, str | int]:
-        """How the vectors are made now: ``device``, ``engine``, ``precision``, ``batch_size``."""
+        """How the vectors are made now: ``device``, ``engine``, ``precision``, ``batch_size``.
+
+        And ``decode``, where there is a choice.
+        """
         name = self.device.type
         if self.device.type == "cuda":  # pragma: no cover - needs CUDA
             name = torch.cuda.get_device_name(self.device)
@@ -105,9 +114,10 @@ class Engine:
             "engine": f"torch {torch.__version__}",
             "precision": "float16" if self.half else "float32",
             "batch_size": self.batch_size,
+            **({"decode": self.decoder.fact} if self.decoder else {}),
         }
 
-    def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def forward(self, pixels: Pixels) -> NDArray[np.float32]:
         """Return one vector a picture; see `run`, whose faults are rows of NaN here.
 
         Parameters
@@ -117,7 +127,7 @@ class Engine:
         """
         return self.run(pixels).vectors
 
-    def run(self, pixels: NDArray[np.uint8]) -> Vectors:
+    def run(self, pixels: Pixels) -> Vectors:
         """Make vectors in batches of at most ``batch_size``, which memory trouble halves for good.
 
         Parameters

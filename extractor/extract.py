@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
@@ -11,16 +12,19 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from extractor.jpeg import Jpeg
 from extractor.loader import Failure, Loaded, Source, load
 from extractor.preprocess import Preprocess
 
 if TYPE_CHECKING:
+    from extractor.device_decoder import DeviceDecoder
     from extractor.engine import Engine, Pending
 
 Signature = tuple[int, int, int, int]
 
 _AHEAD = 512  # two batches of the largest size
 _AHEAD_BYTES = 128 * 2**20
+_RUNNING = 2  # batches on a device beside the one that is filled: one is decoded, one computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +120,35 @@ def extract(  # noqa: PLR0913 - each is one plain thing of the caller's
     job = _Job(wants, engine, progress)
     ahead = max(2 * workers, min(_AHEAD, _AHEAD_BYTES // (3 * preprocess.crop_size[0] ** 2)))
     loading = load(
-        sources, wants=job.asks, preprocess=preprocess, workers=workers, ahead=ahead, stop=stop
+        sources,
+        wants=job.asks,
+        preprocess=preprocess,
+        keeps=job.keeps,
+        workers=workers,
+        ahead=ahead,
+        stop=stop,
     )
-    with closing(cast("Generator[Loaded]", loading)):
-        while not stop.is_set() and (loaded := job.next(loading)):
-            job.take(loaded)
-    if not stop.is_set():
-        job.submit()
-    job.harvest()
+    with closing(job):
+        with closing(cast("Generator[Loaded]", loading)):
+            while not stop.is_set() and (loaded := job.next(loading)):
+                job.take(loaded)
+        if not stop.is_set():
+            job.submit()
+        job.harvest(0)
     result = job.finish()
     result.seconds["total"] = time.perf_counter() - started
     return result
+
+
+_Started = tuple["Pending", Mapping[int, Failure]]
+"""A batch on its way, and what could not be decoded of it."""
+
+
+def _decode_and_submit(
+    engine: "Engine", decoder: "DeviceDecoder", batch: Sequence[Loaded]
+) -> _Started:
+    pixels, failures = decoder.pixels(batch)
+    return engine.submit(pixels), failures
 
 
 class _Job:
@@ -149,7 +171,8 @@ class _Job:
         self._asked: dict[bytes, bool] = {}
         self._settled: set[bytes] = set()
         self._batch: list[Loaded] = []
-        self._running: tuple[list[Loaded], Pending] | None = None
+        self._running: deque[tuple[list[Loaded], Callable[[], _Started]]] = deque()
+        self._aside: ThreadPoolExecutor | None = None
         self._vectors: list[NDArray[np.float32]] = []
 
     def asks(self, digest: bytes) -> bool:
@@ -172,7 +195,7 @@ class _Job:
             self._seconds[stage] += seconds
         if loaded.digest is not None and loaded.sig is not None:
             self._reads.append(Read(loaded.key, loaded.digest, loaded.sig, loaded.read_at_ns))
-        if loaded.pixels is not None:
+        if loaded.pixels is not None or loaded.jpeg is not None:
             self._batch.append(loaded)
             if len(self._batch) >= self._get_engine().batch_size:
                 self.submit()
@@ -181,27 +204,49 @@ class _Job:
             self._fail(loaded, loaded.failure)
         self._progress(1, int(loaded.failure is not None))
 
+    def keeps(self, data: bytes) -> Jpeg | None:
+        """Say what the engine's device decodes, once there is one that does."""
+        decoder = self._engine and self._engine.decoder
+        return decoder.keeps(data) if decoder else None
+
     def submit(self) -> None:
-        """Start the batch at hand, then collect the one before it, which ran meanwhile."""
+        """Start the batch at hand, then collect those before it, which ran meanwhile."""
         batch, self._batch = self._batch, []
         if not batch:
             return
         engine = self._get_engine()
         with self._timed("forward"):
+            started = self._start(engine, batch)
+        # The pictures are in the engine's hands now.
+        light = [replace(loaded, pixels=None, jpeg=None) for loaded in batch]
+        self._running.append((light, started))
+        self.harvest(1 if engine.decoder is None else _RUNNING)
+
+    def harvest(self, left: int) -> None:
+        """Collect the batches that are running, but for so many."""
+        while len(self._running) > left:
+            self._collect(*self._running.popleft())
+
+    def close(self) -> None:
+        """Wait for what is at work."""
+        if self._aside is not None:
+            self._aside.shutdown(cancel_futures=True)
+
+    def _start(self, engine: "Engine", batch: Sequence[Loaded]) -> "Callable[[], _Started]":
+        """Begin with a batch; return what waits until it is on its way, and says so."""
+        if engine.decoder is None:
             pictures = [loaded.pixels for loaded in batch if loaded.pixels is not None]
             pending = engine.submit(np.stack(pictures))
-        self.harvest()
-        # The pictures are in the engine's hands now.
-        self._running = ([replace(loaded, pixels=None) for loaded in batch], pending)
+            return lambda: (pending, {})
+        # Decoding waits for the device; this thread takes from the loader meanwhile.
+        self._aside = self._aside or ThreadPoolExecutor(1, "device")
+        return self._aside.submit(_decode_and_submit, engine, engine.decoder, batch).result
 
-    def harvest(self) -> None:
-        """Collect the batch that is running, if there is one."""
-        if self._running is None:
-            return
-        (batch, pending), self._running = self._running, None
+    def _collect(self, batch: Sequence[Loaded], started: "Callable[[], _Started]") -> None:
         with self._timed("forward"):
+            pending, undecoded = started()
             result = pending.result()
-        vectors, faults = result.vectors, result.faults
+        vectors, faults = result.vectors, {**result.faults, **undecoded}
         good = [i for i in range(len(batch)) if i not in faults]
         for i, failure in faults.items():
             self._fail(batch[i], failure)

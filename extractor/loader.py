@@ -23,6 +23,7 @@ from PIL import Image
 
 from extractor import decode, guarded
 from extractor.hanging import Decoding
+from extractor.jpeg import Jpeg
 from extractor.preprocess import Preprocess, pixels
 from extractor.reading import Failure, Unread, opened
 from extractor.settling import NOT_WANTED, Decoded, settled
@@ -90,6 +91,8 @@ class Loaded:
         Why there is no digest or, with one, why there are no pixels.
     seconds
         Where the time went.
+    jpeg
+        What the caller decodes itself, in the place of pixels.
     """
 
     key: int
@@ -99,13 +102,20 @@ class Loaded:
     pixels: NDArray[np.uint8] | None
     failure: Failure | None
     seconds: Seconds = field(default=Seconds(), compare=False)
+    jpeg: Jpeg | None = None
 
 
 class _Loader:
     """What the threads of one ``load`` share, and what each does with a source."""
 
-    def __init__(self, wants: Callable[[bytes], bool], preprocess: Preprocess) -> None:
+    def __init__(
+        self,
+        wants: Callable[[bytes], bool],
+        preprocess: Preprocess,
+        keeps: Callable[[bytes], Jpeg | None],
+    ) -> None:
         self._wants = wants
+        self._keeps = keeps
         self._preprocess = preprocess
         self._files = Room(_MOST_BYTES)
         self._pictures = Room(_MOST_PIXEL_BYTES)
@@ -144,12 +154,14 @@ class _Loader:
                     def loaded(got: Decoded) -> Loaded:
                         seconds = Seconds(open_s + read_at - started, hash_s, got.decode_s)
                         facts = (source.key, digest, file.sig, read_at_ns)
-                        return Loaded(*facts, got.pixels, got.failure, seconds)
+                        return Loaded(*facts, got.pixels, got.failure, seconds, got.jpeg)
 
                     if not self._wants(digest):
                         return loaded(NOT_WANTED)
                     if source.suspect:
                         return loaded(self._decoded_aside(data, stopped))
+                    if (jpeg := self._keeps(data)) is not None:
+                        return loaded(Decoded(jpeg=jpeg))
                     instead = partial(self._decoded_aside, data, stopped)
                     return loaded(self._decoded(data, stopped, lambda: loaded(instead())))
         except Unread as error:
@@ -194,11 +206,12 @@ class _Loader:
         return Decoded(None, got, spent) if isinstance(got, Failure) else Decoded(got, None, spent)
 
 
-def load(
+def load(  # noqa: PLR0913 - each is one plain thing of the caller's
     sources: Iterable[Source],
     *,
     wants: Callable[[bytes], bool],
     preprocess: Preprocess,
+    keeps: Callable[[bytes], Jpeg | None] = lambda _data: None,
     workers: int = 2,
     ahead: int = 64,
     stop: threading.Event | None = None,
@@ -214,6 +227,9 @@ def load(
         once.  What it raises ends the loading and is raised here.
     preprocess
         How a picture becomes pixels.
+    keeps
+        Told the bytes of a file whose pixels are wanted, says what the caller decodes itself.
+        Called from the threads.
     workers
         Number of threads, at least 1.
     ahead
@@ -227,7 +243,7 @@ def load(
         One for each source, in their order.  When the iterator is closed or ends, no thread is
         left; each finishes the file that it is at.
     """
-    loader = _Loader(wants, preprocess)
+    loader = _Loader(wants, preprocess, keeps)
     stop = stop or threading.Event()
     threads = max(1, workers)
     try:

@@ -8,16 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extractor import decode
+from extractor.jpeg import Jpeg
 from extractor.reading import Failure
 from extractor.threads import Stopped
 
 
 class Decoded(NamedTuple):
-    """Pixels, shape ``(3, H, W)``, uint8, or a failure, or neither where none were wanted."""
+    """Pixels, shape ``(3, H, W)``, uint8, or a failure, or neither where none were wanted.
+
+    Or a JPEG that is left to the caller.
+    """
 
     pixels: NDArray[np.uint8] | None = None
     failure: Failure | None = None
     decode_s: float = 0.0
+    jpeg: Jpeg | None = None
 
 
 NOT_WANTED: Final = Decoded()
