@@ -67,6 +67,11 @@ class Settings(BaseSettings):
         description="Where forward passes run: auto (every GPU that is there), cpu, cuda, cuda:1, "
         "or several: cuda:0,cuda:1.",
     )
+    engine: Literal["auto", "torch", "compile", "onnx"] = Field(
+        "auto",
+        description="What runs forward passes on a CPU; auto: torch, or where so much is pending "
+        "that making it ready pays for itself, ONNX Runtime (the extra onnx) or compiled code.",
+    )
     batch_size: int | None = Field(
         None, ge=1, description="Images in one forward pass; None: by the device's memory."
     )
@@ -190,7 +195,11 @@ def _read_toml(path: str) -> dict[str, Any]:
             values = tomllib.load(file)
     except FileNotFoundError:
         return {}
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        if not os.access(os.path.dirname(path), os.X_OK):
+            return {}  # it is the home that can't be used, and whoever opens the store says so
+        raise SettingsError(f"{path}: {error.strerror}; mend or delete it") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from None
     unknown = sorted(set(values) - set(Settings.model_fields))
     if unknown:

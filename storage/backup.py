@@ -8,7 +8,6 @@ backup until it holds this one.  Nothing is written to the store.
 import errno
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from storage.errors import DiskFull, ExportError, PartError, StorageError, Store
 from storage.folder_lock import LOCK, lock_folder
 from storage.fs import fs
 from storage.home import Home
+from storage.scratch import scratch_folder
 from storage.sqlite_files import copy_sqlite, make_single
 from storage.tables import Claim, Run
 from storage.whitenings import whitening_path
@@ -84,6 +84,8 @@ def _refuse_other(catalog: Catalog, folder: str) -> None:
             f"{folder} is a backup of store {mark.store_id}, this is store {catalog.store_id}; "
             "choose another folder"
         )
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise ExportError(f"{folder} is no folder; choose a new folder")
     if mark is None and os.path.isdir(folder) and _strange(folder):
         raise ExportError(f"{folder} is no backup and not empty; choose a new folder")
 
@@ -152,7 +154,7 @@ def _copied(catalog: Catalog) -> Iterator[tuple[Catalog, float]]:
 @contextmanager
 def scratch_home(store_id: str) -> Iterator[Home]:
     """Yield a home of this store in a temporary folder on this machine, for a catalog alone."""
-    with tempfile.TemporaryDirectory(prefix="lookalike-") as folder:
+    with scratch_folder() as folder:
         home = Home(folder)
         home.write_store_id(store_id)
         yield home

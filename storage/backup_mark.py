@@ -53,7 +53,7 @@ def read_mark(folder: str) -> Mark | None:
             )
         catalogs = {str(key): float(at) for key, at in facts["catalogs"].items()}
         return Mark(str(facts["store_id"]), catalogs)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
         raise CatalogError(f"{path} can't be read ({err}); make a new backup elsewhere") from err

@@ -4,12 +4,15 @@ What is derived is rebuilt, what is lost becomes pending again: a part that is g
 its rows, and the next run extracts those images anew.
 """
 
+import re
 from contextlib import suppress
 from dataclasses import replace
 
 from sqlalchemy import delete, update
 
+from storage.backup_mark import is_backup
 from storage.catalog import Catalog
+from storage.check_brake import mass_loss
 from storage.check_catalog import Finding, file_findings, row_findings
 from storage.check_space import Bad, Depth, Looked, inspected
 from storage.cleanup import delete_old_files
@@ -25,6 +28,8 @@ from storage.whitenings import whitening_findings
 
 __all__ = ["Depth", "Finding", "Looked", "check"]
 
+_ADVICE = re.compile(r"; (`lookalike check|nothing of it is given up).*")
+
 
 def check(
     catalog: Catalog,
@@ -32,8 +37,12 @@ def check(
     repair: bool = False,
     deep: bool | Depth = False,
     lease: Lease | None = None,
+    confirm_missing: bool = False,
 ) -> list[Finding]:
     """Return what is wrong with the store, repaired where that was asked for.
+
+    Where most vectors of a space are missing, nothing of it is repaired unless that is confirmed:
+    they may lie on a disk that is not there now.
 
     Parameters
     ----------
@@ -45,6 +54,8 @@ def check(
         How closely to look; True is every byte.
     lease
         The run that repairs.
+    confirm_missing
+        Give up most vectors of a space, if they are missing.
 
     Raises
     ------
@@ -56,22 +67,34 @@ def check(
     if findings:
         return findings  # what else a damaged catalog says is no ground for a repair
     findings += row_findings(catalog)
-    findings += whitening_findings(catalog, deep=depth.deep)
+    findings += whitening_findings(catalog)
     for space in list_spaces(catalog):
         with suppress(SpaceError):  # dropped meanwhile
             if repair and lease is not None:
-                findings += _mend(catalog, lease, space, depth)
+                findings += _mend(catalog, lease, space, depth, confirm_missing=confirm_missing)
             else:
-                findings += [finding for finding, _ in inspected(catalog, space, depth)]
+                view, found = inspected(catalog, space, depth)
+                told = mass_loss(catalog, view, found)
+                findings += told or [finding for finding, _ in found]
     if repair and lease is not None:
         delete_old_files(catalog, lease)
-    return findings
+    return [_of_backup(each) for each in findings] if is_backup(catalog.home.path) else findings
 
 
-def _mend(catalog: Catalog, lease: Lease, space: SpaceInfo, depth: Depth) -> list[Finding]:
+def _of_backup(finding: Finding) -> Finding:
+    """Leave out advice that a backup refuses: to repair it, or to mount what it lacks."""
+    return replace(finding, what=_ADVICE.sub("", finding.what))
+
+
+def _mend(
+    catalog: Catalog, lease: Lease, space: SpaceInfo, depth: Depth, *, confirm_missing: bool
+) -> list[Finding]:
     claim(catalog, lease, "space", space.id, space.id)
     try:
-        found = inspected(catalog, space, depth)
+        view, found = inspected(catalog, space, depth)
+        told = [] if confirm_missing else mass_loss(catalog, view, found)
+        if told:
+            return told
         bad = [about for _, about in found if about is not None]
         if bad:
             _give_up(catalog, lease, space, bad)

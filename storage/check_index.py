@@ -10,9 +10,9 @@ import numpy.typing as npt
 from storage.candidates import fetch_width
 from storage.catalog import Catalog
 from storage.errors import IndexFileError, PartError
-from storage.npy import map_npy
+from storage.npy import MEND, map_npy
 from storage.reading import GenerationInfo, Rows, Snapshot, generation_paths, open_store
-from storage.recall import LEAST_RECALL, TIE, RecallInfo, noise, series
+from storage.recall import LEAST_RECALL, TIE, RecallInfo, noise, of_training, series
 
 if TYPE_CHECKING:
     from storage.generation import Loaded
@@ -32,9 +32,10 @@ def index_problems(folder: str, generation: GenerationInfo) -> list[str]:
     except (PartError, IndexFileError) as error:
         return [str(error)]
     except OSError as error:
-        return [f"{index_path} can't be read: {error.strerror}"]
+        return [f"{index_path} can't be read: {error.strerror}; {MEND}"]
     if size != generation.size_bytes:
-        return [f"{index_path} has {size} bytes instead of {generation.size_bytes}"]
+        due = generation.size_bytes
+        return [f"{index_path} has {size} bytes instead of {due}; {MEND}"]
     return []
 
 
@@ -102,9 +103,9 @@ def _found_share(
 
 
 def _least(measured: list[RecallInfo], generation: GenerationInfo, n: int) -> float:
-    """Return the least share that chance explains, by what was measured when it was published."""
-    for info in measured:
-        if info.generation == generation.name and n:
-            now = RecallInfo(info.generation, info.factory, info.n, K, n, info.recall, 0.0)
-            return info.recall - noise(info, now)
-    return LEAST_RECALL
+    """Return the least share that chance explains, by what was measured when it was trained."""
+    info = of_training(measured, generation)
+    if info is None or not n:
+        return LEAST_RECALL
+    now = RecallInfo(info.generation, info.factory, info.n, K, n, info.recall, 0.0)
+    return info.recall - noise(info, now)

@@ -1,5 +1,6 @@
 """Look at one space: its parts, its rows, its index, and a sample of its pictures."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -66,12 +67,14 @@ class Bad:
     part: PartInfo | None = None
     rows: tuple[int, ...] = ()
     generation: GenerationInfo | None = None
+    is_gone: bool = False
+    """The part's vectors are not there at all, as all are where a disk is not mounted."""
 
 
 Found = list[tuple[Finding, Bad | None]]
 
 
-def inspected(catalog: Catalog, space: SpaceInfo, depth: Depth) -> Found:
+def inspected(catalog: Catalog, space: SpaceInfo, depth: Depth) -> tuple[Snapshot, Found]:
     """Look at a space, once more where something was wrong and another run changed it meanwhile.
 
     ``forget`` deletes files at once, so that a check beside it may miss them.
@@ -88,7 +91,7 @@ def inspected(catalog: Catalog, space: SpaceInfo, depth: Depth) -> Found:
     looked.vectors += view.n
     looked.parts += len(view.parts)
     looked.indexes += view.generation is not None
-    return found
+    return view, found
 
 
 def _inspect(
@@ -138,7 +141,9 @@ def _part_findings(
             unseen.append(np.arange(part.row_start, part.row_end))
         else:
             if problems:
-                yield Finding("error", f"space {space.name}: {problems[0]}"), Bad(part=part)
+                is_gone = not os.path.exists(store.path(part.name))
+                what = f"space {space.name}: {problems[0]}"
+                yield Finding("error", what), Bad(part=part, is_gone=is_gone)
             else:
                 held.append(store.rows(part))
         if part.row_start < end or part.row_end > view.next_row:

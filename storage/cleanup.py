@@ -9,11 +9,11 @@ from sqlalchemy import Connection, delete, select
 
 from storage.catalog import Catalog
 from storage.durable import delete_durably
-from storage.errors import StorageError
+from storage.errors import SpaceError, StorageError
 from storage.fs import fs
 from storage.home import Home
 from storage.leases import Lease, check_lease
-from storage.reading import generation_paths, open_store
+from storage.reading import generation_paths, open_store, snapshot
 from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
 from storage.tables import Generation, Part, Run, Space
@@ -29,7 +29,12 @@ def delete_old_files(catalog: Catalog, lease: Lease, *, keep_s: float = KEEP_S) 
 
     The files go before their row: a row without files is found again, files without a row only
     by looking into the folder.  Returns the number of parts, generations and orphans deleted.
+
+    Nothing is deleted where a space has lost all of its files: the disk that they are on may not be
+    mounted, and what lies there now may be another store's.
     """
+    if _is_away(catalog):
+        return 0
     deleted = 0
     for space in list_spaces(catalog):
         deleted += _delete_replaced(catalog, lease, space, keep_s)
@@ -37,6 +42,16 @@ def delete_old_files(catalog: Catalog, lease: Lease, *, keep_s: float = KEEP_S) 
     deleted += _delete_orphans(_unfinished(catalog.home), keep_s)
     deleted += _delete_dropped(catalog, keep_s)
     return deleted + delete_unused(catalog, keep_s=keep_s)
+
+
+def _is_away(catalog: Catalog) -> bool:
+    """Say whether a space has vectors and none of their files are there."""
+    for space in list_spaces(catalog):
+        with suppress(SpaceError):  # dropped meanwhile
+            parts, store = snapshot(catalog, space).parts, open_store(catalog, space)
+            if parts and not any(os.path.exists(store.path(part.name)) for part in parts):
+                return True
+    return False
 
 
 def _delete_replaced(catalog: Catalog, lease: Lease, space: SpaceInfo, keep_s: float) -> int:

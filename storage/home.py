@@ -5,6 +5,7 @@
     catalog.sqlite         the catalog, unless it lives on a Postgres server
     store.json             {"format": 1, "store_id": ...}, equal to the catalog's ``store`` row
     settings.toml          settings, where a person wrote some
+    restoring.json         while a backup is put here: only that may open the home
     spaces/<fingerprint>/  the first 16 hexadecimal digits of the space's fingerprint
         parts/             vectors
         index/             published indexes
@@ -15,7 +16,6 @@ import json
 import os
 import re
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 
 from storage.durable import write_durably
@@ -80,10 +80,20 @@ class Home:
         return os.path.join(self.space_dir(fingerprint), "index")
 
     def has_spaces(self) -> bool:
-        """Return whether any space has a folder here, so that there is something to lose."""
-        with suppress(FileNotFoundError), os.scandir(self.spaces_dir) as entries:
-            return any(True for _ in entries)
-        return False
+        """Return whether any space has a folder here, so that there is something to lose.
+
+        Raises
+        ------
+        CatalogError
+            The home can't be looked into.
+        """
+        try:
+            with os.scandir(self.spaces_dir) as entries:
+                return any(True for _ in entries)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self.unusable(error) from error
 
     def is_made(self) -> bool:
         """Return whether a store was ever recorded here; if not, the home is as good as new."""
@@ -103,7 +113,9 @@ class Home:
             store_id, version = facts["store_id"], facts["format"]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as err:
+        except OSError as err:
+            raise self.unusable(err) from err
+        except (ValueError, KeyError, TypeError) as err:
             raise CatalogError(
                 f"{self.store_json} can't be read ({err}); restore it from a backup"
             ) from err
@@ -113,6 +125,13 @@ class Home:
                 f" {FORMAT}; use a newer lookalike"
             )
         return str(store_id)
+
+    def unusable(self, error: OSError) -> CatalogError:
+        """Return what to tell a person where the system refuses the home, or a file in it."""
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return CatalogError(
+            f"the home {self.path} can't be used: {what}; mend that, or choose another --home"
+        )
 
     def write_store_id(self, store_id: str) -> None:
         """Write ``store.json`` durably."""

@@ -19,6 +19,8 @@ BAD_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
 _OF_THE_FILE = (errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 """What is wrong with a file itself; all else that the system says, such as `EACCES`, `EMFILE`,
 `ENOMEM` or `ESTALE`, may be otherwise the next time."""
+MEND = "`lookalike check --repair` sorts it out"
+"""What to do about a file that is missing or not what the catalog says."""
 
 
 def write_npy(path: str, array: Array) -> DurableFile:
@@ -52,24 +54,26 @@ def map_npy(path: str, dtype: str, shape: tuple[int, ...], size_bytes: int | Non
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
             if version != (1, 0):
-                raise PartError(f"{path} is an npy file of version {version}, not (1, 0)")
+                raise PartError(f"{path} is an npy file of version {version}, not (1, 0); {MEND}")
             found, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
             wanted = np.dtype(dtype)
             if (found, fortran, found_dtype) != (shape, False, wanted):
                 order = "Fortran" if fortran else "C"
                 raise PartError(
                     f"{path} holds {found_dtype} {found} in {order} order, "
-                    f"the catalog says {wanted} {shape} in C order"
+                    f"the catalog says {wanted} {shape} in C order; {MEND}"
                 )
             size = os.fstat(file.fileno()).st_size
             due = file.tell() + int(np.prod(shape)) * wanted.itemsize
             if size != due or size_bytes not in (None, size):
-                raise PartError(f"{path} has {size} bytes instead of {size_bytes or due}")
+                raise PartError(f"{path} has {size} bytes instead of {size_bytes or due}; {MEND}")
             return np.memmap(file, dtype=wanted, mode="r", offset=file.tell(), shape=shape)
     except FileNotFoundError as error:
-        raise PartError(f"{path} is missing; `lookalike check --repair` sorts it out") from error
+        raise PartError(f"{path} is missing; {MEND}") from error
     except OSError as error:
-        kind = PartError if error.errno in _OF_THE_FILE else PartUnreadable
-        raise kind(f"{path} can't be read: {error.strerror or error}") from error
+        said = f"{path} can't be read: {error.strerror or error}"
+        if error.errno in _OF_THE_FILE:
+            raise PartError(f"{said}; {MEND}") from error
+        raise PartUnreadable(said) from error
     except BAD_HEADER as error:
-        raise PartError(f"{path} can't be read as npy: {error}") from error
+        raise PartError(f"{path} can't be read as npy: {error}; {MEND}") from error

@@ -4,6 +4,7 @@ A catalog belongs to exactly one home.  Both carry the store's id, and every ope
 so that a catalog never meets another home's files.
 """
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from storage.errors import CatalogError, StoreMismatch
 from storage.fs import fs
 from storage.home import FORMAT, NETWORK_FS, Home, fs_type
 from storage.migrations import Schema, upgrade
+from storage.restore_mark import refuse_restoring
 from storage.sqlite_files import copy_sqlite
 from storage.tables import Part, Store
 
@@ -31,13 +33,14 @@ def home_errors(home: Home) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        raise CatalogError(f"the home {home.path} can't be used: {err}") from err
+        raise home.unusable(err) from err
 
 
 def refuse_impossible(home: Home, *, write: bool) -> None:
     """Refuse what can be seen without opening anything."""
     if is_backup(home.path):
         _refuse_backup(home, write=write)
+    refuse_restoring(home)
     if catalog_url(home) is not None:
         return
     refuse_network(home)
@@ -62,8 +65,8 @@ def _refuse_backup(home: Home, *, write: bool) -> None:
     """Keep a backup as it was made; it may be read, with the catalog of its own."""
     if write:
         raise CatalogError(
-            f"{home.path} is a backup and is not written: `lookalike --home NEW restore"
-            f" {home.path}` makes a home of it"
+            f"{home.path} is a backup and is not written: `lookalike backup` of its store mends it,"
+            f" `lookalike --home NEW restore {home.path}` makes a home of it"
         )
     if catalog_url(home) is not None:
         raise CatalogError(
@@ -203,6 +206,13 @@ def _gone(home: Home) -> CatalogError:
 
 
 def _mismatch(home: Home, stored: str | None, written: str | None) -> StoreMismatch:
+    if written is None and stored is not None:
+        facts = json.dumps({"format": FORMAT, "store_id": stored}, sort_keys=True)
+        return StoreMismatch(
+            f"the home {home.path} has no store.json: mount its disk, or use the catalog and the"
+            f" home that belong together, or bring the file back from a backup: of the catalog"
+            f" {where(home)} it is the line {facts}"
+        )
     return StoreMismatch(
         f"the catalog {where(home)} belongs to store {stored or '(none: it is empty)'}, the home"
         f" {home.path} to {written or '(none: it has no store.json)'}; use the catalog and the"

@@ -23,6 +23,7 @@ from storage.errors import CatalogError, ExportError, PartError, StoreMismatch
 from storage.home import Home
 from storage.migrations import upgrade
 from storage.opening import MIGRATING, home_errors, refuse_network, revision_of
+from storage.restore_mark import Restoring, is_restoring, restoring
 from storage.sqlite_files import make_single
 
 _KINDS = ("", "-wal", "-journal")
@@ -33,7 +34,8 @@ def restore(folder: str, home: Home) -> BackupResult:
     """Put a backup's catalog and files into a home that has no catalog.
 
     Files that are there already are kept where they are what the catalog says.  A home with a
-    Postgres catalog takes a database without one.  An older schema is migrated.
+    Postgres catalog takes a database without one.  An older schema is migrated.  A restoring that
+    was broken off is repeated; until it has come to its end nothing else opens the home.
 
     Raises
     ------
@@ -55,29 +57,38 @@ def restore(folder: str, home: Home) -> BackupResult:
     refuse_overlap(folder, home.path)
     refuse_network(home)
     with home_errors(home):
-        _refuse_taken(home, mark.store_id)
+        _refuse_other(home, mark.store_id)
+        if not is_restoring(home):
+            _refuse_taken(home)
         make_dir(home.path)
-        with locked(home.path, f"the home {home.path}"):
-            _refuse_taken(home, mark.store_id)
-            return _restore(Home(folder), mark, home)
+        with locked(home.path, f"the home {home.path}"), restoring(home) as work:
+            _refuse_other(home, mark.store_id)
+            return _restore(Home(folder), mark, work)
 
 
-def _refuse_taken(home: Home, store_id: str) -> None:
+def _refuse_other(home: Home, store_id: str) -> None:
     if is_backup(home.path):
         raise ExportError(f"{home.path} is a backup itself; choose a new --home")
     if home.read_store_id() not in (None, store_id):
         raise StoreMismatch(
             f"{home.path} holds files of another store than the backup; choose a new --home"
         )
-    if catalog_url(home) is None:
-        taken = [home.sqlite + kind for kind in _KINDS if os.path.lexists(home.sqlite + kind)]
-    else:
-        taken = [where(home)] if _has_catalog(home) else []
-    if taken:
+
+
+def _refuse_taken(home: Home) -> None:
+    if taken := _taken(home):
         raise ExportError(
-            f"the catalog {taken[0]} is there already: choose a new --home and database, or "
+            f"the catalog {taken} is there already: choose a new --home and database, or "
             "move it away"
         )
+
+
+def _taken(home: Home) -> str | None:
+    """Return what of a catalog is there, if anything."""
+    if catalog_url(home) is not None:
+        return where(home) if _has_catalog(home) else None
+    paths = (home.sqlite + kind for kind in _KINDS)
+    return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def _has_catalog(home: Home) -> bool:
@@ -89,29 +100,25 @@ def _has_catalog(home: Home) -> bool:
         engine.dispose()
 
 
-def _restore(source: Home, mark: Mark, home: Home) -> BackupResult:
+def _restore(source: Home, mark: Mark, work: Restoring) -> BackupResult:
+    home = work.home
     with scratch_home(mark.store_id) as scratch:
-        try:
-            checksum = place_catalog(source.sqlite, scratch.sqlite)
-        except FileNotFoundError as error:
-            raise CatalogError(
-                f"the backup {source.path} is not complete, as it was broken off: run `lookalike "
-                "backup` into it again"
-            ) from error
-        if checksum not in mark.catalogs:
-            raise CatalogError(
-                f"the backup's catalog {source.sqlite} does not have the checksum of its "
-                "backup.json: it is damaged; take another backup"
-            )
+        checksum = _catalog_of(source, mark, scratch)
+        is_there = work.catalog == checksum and _taken(home) is not None
+        if not is_there:
+            _refuse_taken(home)
         with Catalog.open(scratch, write=True) as copy:
             _refuse_damaged(copy, source)
             named = named_in(copy)
+            work.is_begun = True
             copied, copied_bytes = _copy(named, source, home)
             if home.read_store_id() is None:
                 home.write_store_id(copy.store_id)
-            if catalog_url(home) is not None:
-                _fill(home, copy)
-        if catalog_url(home) is None:
+            if not is_there:
+                work.place(checksum)
+                if catalog_url(home) is not None:
+                    _fill(home, copy)
+        if catalog_url(home) is None and not is_there:
             make_single(scratch.sqlite)
             place_catalog(scratch.sqlite, home.sqlite)
     return BackupResult(
@@ -123,6 +130,23 @@ def _restore(source: Home, mark: Mark, home: Home) -> BackupResult:
         copied_bytes=copied_bytes,
         deleted=0,
     )
+
+
+def _catalog_of(source: Home, mark: Mark, scratch: Home) -> str:
+    """Copy the catalog of a complete backup; return its checksum."""
+    try:
+        checksum = place_catalog(source.sqlite, scratch.sqlite)
+    except FileNotFoundError as error:
+        raise CatalogError(
+            f"the backup {source.path} is not complete, as it was broken off: run `lookalike "
+            "backup` into it again"
+        ) from error
+    if checksum not in mark.catalogs:
+        raise CatalogError(
+            f"the backup's catalog {source.sqlite} does not have the checksum of its "
+            "backup.json: it is damaged; take another backup"
+        )
+    return checksum
 
 
 def _refuse_damaged(copy: Catalog, source: Home) -> None:

@@ -44,7 +44,9 @@ def _store(home: "Home") -> dict[str, Any]:
     """Return what the catalog holds; only the home where there is no catalog yet."""
     from search.overview import overview
     from storage.catalog import Catalog
+    from storage.restore_mark import refuse_restoring
 
+    refuse_restoring(home)
     if home.catalog_url is None and not os.path.exists(home.sqlite) and not home.has_spaces():
         return {"home": home.path, "store_id": None, "roots": [], "spaces": [], "runs": []}
     with Catalog.open(home, write=False) as catalog:

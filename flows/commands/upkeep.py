@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NOT_MENDED = 5
 """Exit code of a check that found trouble which is still there."""
+OF_BACKUP = "`lookalike backup` into it again copies what is missing or damaged, from the store"
 
 
 @click.command(
@@ -29,28 +30,40 @@ NOT_MENDED = 5
 )
 @click.option("--repair", is_flag=True, help="Mend what can be mended from what is there.")
 @click.option("--deep", is_flag=True, help="Read every byte, and extract some pictures again.")
+@click.option(
+    "--confirm-missing", is_flag=True, help="Accept that most vectors of a space are lost."
+)
 @json_option
 @click.pass_context
-def check_command(ctx: click.Context, repair: bool, deep: bool, as_json: bool) -> None:
+def check_command(
+    ctx: click.Context, repair: bool, deep: bool, confirm_missing: bool, as_json: bool
+) -> None:
     """Verify that catalog, vectors and indexes are whole and agree.
 
     Rows, sizes and headers are compared.  With --deep every byte is read as well: checksums, unit
     length, whose vectors they are, and whether each index holds and finds them; and up to 16
     pictures of each space are extracted again, which must give the stored vectors as closely as
     the device's precision lets them.
-    A vector that is lost makes its image pending again, for the next run.
+    A vector that is lost makes its image pending again, for the next run.  Where more than half of
+    a space's vectors and more than 20 are missing, as when a disk is not mounted, nothing of it is
+    repaired without --confirm-missing.
     Exit code 5 where something is wrong and was not mended.
     """
     from dataclasses import asdict
 
+    from storage.backup_mark import is_backup
     from storage.check import Depth, check
 
+    if confirm_missing and not repair:
+        raise click.UsageError("--confirm-missing goes with --repair")
     with (
         opened(ctx, write=repair) as catalog,
         leased(catalog, "repair") if repair else nullcontext() as lease,
     ):
         depth = Depth(deep=deep, again=_again(ctx, catalog) if deep else None)
-        findings = check(catalog, repair=repair, deep=depth, lease=lease)
+        findings = check(
+            catalog, repair=repair, deep=depth, lease=lease, confirm_missing=confirm_missing
+        )
     if as_json:
         write_json([asdict(finding) for finding in findings])
     else:
@@ -59,6 +72,8 @@ def check_command(ctx: click.Context, repair: bool, deep: bool, as_json: bool) -
             click.echo(f"{finding.severity}: {printable(finding.what)}{mended}")
         click.echo(f"{_verdict(findings)}: {_looked_at(depth)}")
     left = [f for f in findings if f.severity == "error" and not f.repaired]
+    if left and not as_json and is_backup(catalog.home.path):
+        click.echo(OF_BACKUP)
     ctx.exit(NOT_MENDED if left else 0)
 
 

@@ -18,7 +18,7 @@ from storage.check import check
 from storage.cleanup import delete_old_files
 from storage.errors import CatalogError, PartError, StorageError, StoreMismatch
 from storage.home import Home
-from storage.leases import finish_run, start_run
+from storage.leases import Lease, finish_run, start_run
 from storage.reading import generation_paths, open_store, snapshot
 from storage.spaces import get_space
 from storage.tables import Store
@@ -139,12 +139,27 @@ def errors(home: Home, *, deep: bool = True) -> list[str]:
         return [found.what for found in check(catalog, deep=deep) if found.severity == "error"]
 
 
-def repair(home: Home) -> None:
+def repair(home: Home, *, confirm: bool = False) -> None:
     with Catalog.open(home, write=True) as catalog:
         lease = start_run(catalog, "check")
-        found = check(catalog, repair=True, deep=True, lease=lease)
+        if confirm:
+            refused(catalog, lease)
+        found = check(catalog, repair=True, deep=True, lease=lease, confirm_missing=confirm)
         assert all(finding.repaired for finding in found if finding.severity == "error")
     assert errors(home) == []
+
+
+def refused(catalog: Catalog, lease: Lease) -> None:
+    """Hold that a repair says what is missing and how to confirm it, and changes nothing."""
+    view, before = snapshot(catalog, get_space(catalog)), bytes_below(catalog.home)
+    told = check(catalog, repair=True, lease=lease)
+    [found] = [finding for finding in told if finding.severity == "error"]
+    assert "lookalike check --repair --confirm-missing" in found.what
+    assert "\n" not in found.what
+    assert not found.repaired
+    assert snapshot(catalog, get_space(catalog)) == view
+    delete_old_files(catalog, lease, keep_s=0)
+    assert bytes_below(catalog.home) == before
 
 
 def complete(home: Home) -> None:
@@ -176,7 +191,7 @@ def test_an_older_catalog_whose_files_were_compacted_away_is_repaired(shelf):
     shutil.move(f"{home.path}-spaces", home.spaces_dir)
     with pytest.raises(PartError, match=REPAIR):
         sound(home)
-    repair(home)
+    repair(home, confirm=True)
     complete(home)
 
 
@@ -186,16 +201,28 @@ def test_a_newer_catalog_than_the_files_is_repaired(shelf):
     shutil.copytree(shelf.older.spaces_dir, home.spaces_dir)
     with pytest.raises(PartError, match=REPAIR):
         sound(home)
-    repair(home)
+    repair(home, confirm=True)
     complete(home)
 
 
-def test_a_store_without_its_folder_of_spaces_is_repaired(shelf):
+def test_a_store_without_its_folder_of_spaces_is_repaired_once_that_is_confirmed(shelf):
     home = shelf.newer_home()
     shutil.rmtree(home.spaces_dir)
     with pytest.raises(PartError, match=REPAIR):
         sound(home)
-    repair(home)
+    repair(home, confirm=True)
+    complete(home)
+
+
+def test_a_disk_that_is_mounted_again_has_lost_nothing(shelf):
+    home = shelf.newer_home()
+    os.rename(home.spaces_dir, f"{home.path}-away")
+    shutil.copytree(shelf.foreign.spaces_dir, home.spaces_dir)  # another disk in its place
+    with Catalog.open(home, write=True) as catalog:
+        refused(catalog, start_run(catalog, "check"))
+    shutil.rmtree(home.spaces_dir)
+    os.rename(f"{home.path}-away", home.spaces_dir)
+    assert errors(home) == []
     complete(home)
 
 
@@ -203,7 +230,7 @@ def test_a_store_without_its_folder_of_spaces_is_repaired(shelf):
 def test_a_missing_part_is_repaired(shelf, kinds):
     home = shelf.newer_home()
     for kind in kinds:
-        os.unlink(parts_of(home, kind)[0])
+        os.unlink(parts_of(home, kind)[-1])
     if "" in kinds:
         with pytest.raises(PartError, match=REPAIR):
             sound(home)
@@ -307,7 +334,7 @@ REFUSED: dict[str, tuple[Callable[[Shelf], Home], type[StorageError], str]] = {
     "no store.json": (
         no_store_json,
         StoreMismatch,
-        "use the catalog and the home that belong together",
+        "no store.json: mount its disk, or use the catalog and the home that belong together, or",
     ),
     "torn store.json": (torn_store_json, CatalogError, "restore it from a backup"),
     "no catalog": (

@@ -5,7 +5,9 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sqlite3
+import tempfile
 import threading
 
 import pytest
@@ -37,8 +39,10 @@ from storage.publish import publish
 from storage.reading import Rows, generation_paths, open_store, snapshot
 from storage.restore import restore
 from storage.runs import claim
+from storage.scratch import scratch_folder
 from storage.spaces import get_space
 from storage.tables import Base, Claim, File, Image, Part, Root, Run, Space, Vector
+from tests.reliability.children import forked
 from tests.storage.filled import Filled, clustered, limited_files, local_catalog, root_of
 
 D = 16
@@ -304,6 +308,58 @@ class FailsAt(Fs):
         super().fsync_dir(path)
 
 
+class KilledAt(Fs):
+    """Dies at the first file of a name that is to appear, or to be deleted."""
+
+    def __init__(self, end, *, deletes):
+        self.end, self.deletes = end, deletes
+
+    def replace(self, old, new):
+        self._look(new, deletes=False)
+        super().replace(old, new)
+
+    def unlink(self, path):
+        self._look(path, deletes=True)
+        super().unlink(path)
+
+    def _look(self, path, *, deletes):
+        if deletes == self.deletes and path.endswith(self.end):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_at(work, end, *, deletes=False):
+    """Do something in a child that is killed at a file; say whether it was."""
+    child = forked.Process(target=_until_killed, args=(work, end, deletes))
+    child.start()
+    child.join()
+    return child.exitcode == -signal.SIGKILL
+
+
+def _until_killed(work, end, deletes):
+    with using(KilledAt(end, deletes=deletes)):
+        work()
+
+
+class TestScratch:
+    def test_what_a_killed_backup_has_left_goes_with_the_next_one(
+        self, local, dest, tmp_path, monkeypatch
+    ):
+        temporary = tmp_path / "tmp"
+        temporary.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+        others = temporary / "lookalike-scratch-of-a-person"
+        others.mkdir()
+        home = local.catalog.home
+        assert killed_at(lambda: backup(Catalog.open(home, write=False), dest), "catalog.sqlite")
+        assert len(os.listdir(temporary)) == 2
+        with scratch_folder() as held:
+            assert len(os.listdir(temporary)) == 2  # the killed one's is gone
+            assert os.stat(os.path.dirname(held)).st_mode & 0o077 == 0
+            backup(local.catalog, dest)
+            assert os.listdir(held) == []  # not taken for abandoned
+        assert os.listdir(temporary) == [others.name]
+
+
 class TestBrokenOff:
     def test_at_every_step_the_first_is_complete_or_says_that_it_is_not(self, local, dest):
         said = {"complete": 0, "not": 0}
@@ -520,7 +576,7 @@ class TestRestore:
 
     def test_broken_off_at_every_step_it_is_repeated_or_complete(self, local, dest, tmp_path):
         backup(local.catalog, dest)
-        home = Home(str(tmp_path / "restored"))
+        home, refused = Home(str(tmp_path / "restored")), 0
         for at in itertools.count(1, step=2):
             shutil.rmtree(home.path, ignore_errors=True)
             try:
@@ -529,15 +585,59 @@ class TestRestore:
                 break
             except KeyboardInterrupt:
                 pass
-            if os.path.exists(home.sqlite):
+            if os.path.exists(f"{home.path}/restoring.json"):
+                for write in (False, True):
+                    with pytest.raises(CatalogError, match="restore BACKUP` again"):
+                        Catalog.open(home, write=write)
+                refused += 1
+            if os.path.exists(home.sqlite) and not os.path.exists(f"{home.path}/restoring.json"):
                 with pytest.raises(ExportError):
                     restore(dest, home)
             else:
                 restore(dest, home)
+            assert not os.path.exists(f"{home.path}/restoring.json")
             with Catalog.open(home, write=True) as restored:
                 assert check(restored, deep=True) == []
                 assert vectors_of(restored) == vectors_of(local.catalog)
         assert at > 20
+        assert refused > 10
+
+    @pytest.mark.parametrize("last", [".ids.npy", "restoring.json"])
+    def test_killed_it_leaves_a_home_that_only_a_restoring_opens(
+        self, filled, dest, other_home, last
+    ):
+        """With the first of its files, or with nothing more to do than to say that it is done."""
+        backup(filled.catalog, dest)
+        assert killed_at(lambda: restore(dest, other_home), last, deletes=last.endswith("json"))
+        for write in (False, True):
+            with pytest.raises(CatalogError, match="restore BACKUP` again"):
+                Catalog.open(other_home, write=write)
+        with pytest.raises(ExportError, match="no backup and not empty"):
+            backup(filled.catalog, other_home.path)
+        assert restore(dest, other_home).vectors == 60
+        with Catalog.open(other_home, write=True) as restored:
+            assert check(restored, deep=True) == []
+            assert vectors_of(restored) == vectors_of(filled.catalog)
+        with pytest.raises(ExportError, match="there already"):
+            restore(dest, other_home)
+
+    def test_one_that_was_killed_at_its_end_is_not_ended_by_another_backup(
+        self, filled, dest, other_home
+    ):
+        """The catalog that is in place is of the first; the files of the second would not fit."""
+        backup(filled.catalog, dest)
+        assert killed_at(lambda: restore(dest, other_home), "restoring.json", deletes=True)
+        filled.add(clustered(20, D, seed=9))
+        backup(filled.catalog, dest)
+        with pytest.raises(ExportError, match="there already"):
+            restore(dest, other_home)
+
+    def test_where_nothing_was_begun_the_home_is_as_it_was(self, local, dest, tmp_path):
+        backup(local.catalog, dest)
+        flip(f"{dest}/catalog.sqlite")
+        with pytest.raises(CatalogError, match="take another backup"):
+            restore(dest, Home(str(tmp_path / "new")))
+        assert os.listdir(tmp_path / "new") == []
 
 
 def test_the_mark_tells_store_and_moment(local, dest):

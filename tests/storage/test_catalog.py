@@ -168,13 +168,13 @@ def test_a_lost_store_file_is_replaced_only_where_nothing_can_be_lost(
     database: str,
 ) -> None:
     os.unlink(catalog_home.store_json)
-    with pytest.raises(StoreMismatch, match=r"none: it has no store\.json"):
+    with pytest.raises(StoreMismatch, match=r"has no store\.json: mount .* or bring the file back"):
         open_catalog(write=False)
     if database == "sqlite":
         assert open_catalog().store_id == catalog.store_id == catalog_home.read_store_id()
         os.unlink(catalog_home.store_json)
         _add_part(catalog, space)
-    with pytest.raises(StoreMismatch, match=r"none: it has no store\.json"):
+    with pytest.raises(StoreMismatch, match=r"has no store\.json: mount .* or bring the file back"):
         open_catalog(write=True)
 
 

@@ -83,20 +83,22 @@ def test_files_of_killed_runs_go_after_a_day(catalog: Catalog, lease: Lease, spa
 @pytest.mark.parametrize(
     ("harm", "deep", "said"),
     [
-        ("delete", False, "can't be read: No such file"),
-        ("empty", False, "is empty"),
-        ("change", True, "does not have the SHA-256"),
+        (None, False, "can't be read: No such file"),
+        (b"", False, "does not have the SHA-256"),
+        (DATA[:-1], False, "does not have the SHA-256"),
+        (DATA + b"s", False, "does not have the SHA-256"),
+        (b"as good as many bytes", True, "does not have the SHA-256"),
     ],
 )
 def test_a_check_names_the_space_and_what_to_do(
-    catalog: Catalog, space: SpaceInfo, harm: str, deep: bool, said: str
+    catalog: Catalog, space: SpaceInfo, harm: bytes | None, deep: bool, said: str
 ):
     path = whitening_path(catalog.home, whitened(catalog, space, "one"))
     assert check(catalog, deep=deep) == []
-    if harm == "delete":
+    if harm is None:
         os.unlink(path)
     else:
-        Path(path).write_bytes(b"" if harm == "empty" else b"as good as many bytes")
+        Path(path).write_bytes(harm)
     [found] = check(catalog, deep=deep)
     assert (found.severity, found.repaired) == ("error", False)
     assert found.what.startswith(f"space one: {path}")
