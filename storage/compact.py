@@ -49,6 +49,8 @@ class _Group:
     parts: tuple[PartInfo, ...]
     kept: tuple[int, ...] | None
     """Ascending; None is every row."""
+    precision: str
+    """Of all the parts: each that is among them, or that one is not known."""
 
 
 def compact(
@@ -94,7 +96,10 @@ def compact_unentered(catalog: Catalog, lease: Lease, space: SpaceInfo) -> int:
     """Rewrite the parts that hold rows which are no image's vector; return how many rows went."""
     with catalog.read() as conn:
         parts = parts_with_unentered(conn, space)
-        groups = [_Group((part,), _kept_rows(conn, space.id, part, KEPT)) for part in parts]
+        groups = [
+            _Group((part,), _kept_rows(conn, space.id, part, KEPT), _precision(conn, (part,)))
+            for part in parts
+        ]
     return _rewrite(catalog, lease, space, parts, groups).rows_dropped
 
 
@@ -115,6 +120,15 @@ def _kept_rows(
     return tuple(conn.execute(query).scalars())
 
 
+def _precision(conn: Connection, parts: Sequence[PartInfo]) -> str:
+    """Return the precision that all parts were computed with; where they differ, each of them."""
+    found = set[str]()
+    for ids in sliced([part.id for part in parts]):
+        for facts in conn.execute(select(Part.facts).where(Part.id.in_(ids))).scalars():
+            found |= set(str(facts.get("precision", "unknown")).split(", "))
+    return ", ".join(sorted(found))
+
+
 def _plan(
     conn: Connection, space: SpaceInfo, parts: list[PartInfo], *, force: bool
 ) -> list[_Group]:
@@ -132,7 +146,7 @@ def _plan(
     for group in _neighbours(parts, worth, GROUP_BYTES // item):
         rows = tuple(row for part in group for row in kept[part.id])
         if len(group) > 1 or (drop and len(rows) < group[0].n):
-            groups.append(_Group(group, rows if drop else None))
+            groups.append(_Group(group, rows if drop else None, _precision(conn, group)))
     return groups
 
 
@@ -192,7 +206,10 @@ def _write(store: VectorStore, lease: Lease, group: _Group) -> PartWritten:
         lease.run_id,
         np.concatenate(vectors),
         digests,
-        facts={"compacted_from": [part.name for part in group.parts]},
+        facts={
+            "compacted_from": [part.name for part in group.parts],
+            "precision": group.precision,
+        },
         offsets=None if dense else offsets,
     )
 

@@ -51,6 +51,36 @@ def test_small_neighbours_are_merged_and_rows_keep_their_vectors(filled, lease):
     assert (again.parts_before, again.parts_after) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("parts", "due"),
+    [
+        (["float32", "float32"], "float32"),
+        (["float16", "float32", "float16"], "float16, float32"),
+        (["float32", None], "float32, unknown"),
+    ],
+)
+def test_a_merged_part_says_how_precisely_its_vectors_were_computed(filled, lease, parts, due):
+    def found():
+        with filled.catalog.read() as conn:
+            query = select(Part.facts).where(Part.state == "live")
+            return [facts["precision"] for facts in conn.execute(query).scalars()]
+
+    for seed, precision in enumerate(parts):
+        filled.add(clustered(20, D, seed=seed))
+        facts = {"precision": precision} if precision else {}
+        newest = select(func.max(Part.id)).scalar_subquery()
+        with filled.catalog.write() as conn:
+            conn.execute(update(Part).where(Part.id == newest).values(facts=facts))
+    compact(filled.catalog, lease, filled.space)
+    assert found() == [due]
+    filled.add(clustered(20, D, seed=9))
+    with filled.catalog.write() as conn:
+        newest = select(func.max(Part.id)).scalar_subquery()
+        conn.execute(update(Part).where(Part.id == newest).values(facts={"precision": "float32"}))
+    compact(filled.catalog, lease, filled.space)
+    assert found() == [due]
+
+
 def test_dead_rows_go_when_they_are_many_and_numbers_stay(filled, lease):
     x = clustered(SMALL_ROWS + 4, D)
     rows = filled.add(x)
