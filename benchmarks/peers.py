@@ -1,11 +1,11 @@
 """What others do on the same work, in the same run: images/s, and what a second run costs.
 
 Every peer is a script of the folder ``peers`` in a process of its own; all go through the same
-photos with the same weights and the same layer, in turns with this program.  Each keeps the batch
-that it has by default.  None of them knows what it did before: with nothing changed its second run
-costs what its first one did, and that is measured against ``lookalike index``.
+photos with the same weights and the same layer, in turns with this program.  None of them knows
+what it did before: with nothing changed its second run costs what its first one did, and that is
+measured against ``lookalike index``.
 
-    python benchmarks/peers.py [--network resnet50] [--photos 64] [--json OUT]
+    python benchmarks/peers.py [--network resnet50] [--photos 96] [--json OUT]
 """
 
 import argparse
@@ -26,8 +26,9 @@ from photos import photos, weights
 from report import finish, in_turns, parser
 from turns import Ours, Peer, cosines
 
-SCRIPTS = {"plain": 16, "timm_loop": 256, "imagededup_cnn": 64, "clip_retrieval_loop": 256}
-"""Each peer, and the batch that it takes by default."""
+SCRIPTS = {"plain": 32, "timm_loop": 32, "imagededup_cnn": 64, "clip_retrieval_loop": 32}
+"""Each peer and its batch.  With their default of 256 timm and clip-retrieval would make one batch
+of these photos, and decode nothing beside the network; imagededup always takes 64."""
 VENV = Path(
     os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lookalike-peers", "imagededup"
 )
@@ -49,7 +50,7 @@ def main() -> None:
         folder = Path(temporary)
         what = photos(folder / "photos", args.photos)
         state, of = weights(args.network, folder)
-        ours = Ours(folder / "photos", args.network, state)
+        ours = Ours(folder / "photos", args.network, state, args.engine)
         print(f"{args.network} ({of}), {what}; {ours.engine.facts['engine']}", flush=True)
         sides = {"lookalike": ours.end_to_end}
         for script, batch in SCRIPTS.items():
@@ -138,10 +139,12 @@ def _again(folder: Path, network: str, state: Path) -> float:
 def _arguments() -> argparse.Namespace:
     options = parser(__doc__)
     options.add_argument("--network", default="resnet50")
-    options.add_argument("--photos", type=int, default=64)
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--photos", type=int, default=96)
+    options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--engine", default="auto")
     args = options.parse_args()
     if args.quick:
+        args.engine = "torch"
         args.network, args.photos, args.rounds = "resnet18", 4, 1
     return args
 

@@ -49,7 +49,7 @@ def measured(
     here.mkdir()
     what = photos(here / "photos", number)
     state, of = weights(network, here)
-    ours = Ours(here / "photos", network, state, device=args.device)
+    ours = Ours(here / "photos", network, state, args.engine, args.device)
     print(f"{network} ({of}), {number} photos ({what}), {ours.engine.facts['engine']}", flush=True)
     options = {"network": network, "weights": state, "batch": BATCH, "vectors": here / "plain.npy"}
     with Peer("plain", here / "photos", options) as plain:
@@ -153,8 +153,10 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--device", default="auto")
     options.add_argument("--photos", type=int, default=64)
     options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--engine", default="auto")
     args = options.parse_args()
     if args.quick:
+        args.engine = "torch"
         args.networks, args.engines = ["shufflenet_v2_x0_5"], []
         args.photos, args.rounds = 8, 1
     return args

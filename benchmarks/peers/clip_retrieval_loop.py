@@ -1,11 +1,11 @@
 """A loop in the manner of ``clip-retrieval inference``, written from its documented design.
 
 Its README and docs describe: a DataLoader whose processes read, decode and resize; pinned memory
-and a prefetch of two batches; batches of 256; vectors scaled to unit length and kept as float16 in
+and a prefetch of two batches; vectors scaled to unit length and kept as float16 in
 memory; at the end one ``img_emb_0.npy`` and beside it the paths as ``metadata_0.parquet``.  None of
 its code is here, and the network is the same as everybody's in the comparison instead of CLIP.
 
-    python benchmarks/peers/clip_retrieval_loop.py --photos DIR [--network resnet50] [--batch 256]
+    python benchmarks/peers/clip_retrieval_loop.py --photos DIR [--network resnet50]
 """
 
 import tempfile

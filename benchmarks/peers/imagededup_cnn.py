@@ -23,7 +23,7 @@ except ImportError as error:
 
 def prepare(work: Work) -> Callable[[], Vectors]:
     """Load the network."""
-    logging.getLogger("imagededup").setLevel(logging.ERROR)
+    logging.disable(logging.INFO)
     module = headless(work.network, work.weights)
     custom = CustomModel(name=work.network, model=module, transform=preset())
     encoder = CNN(verbose=False, model_config=custom)
