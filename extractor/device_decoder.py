@@ -21,8 +21,8 @@ from extractor.preprocess import Preprocess, pixels
 from extractor.reading import Failure
 from extractor.settling import Decoded, settled
 
-_MEASURED: Final = 64
-"""Pictures that are decoded both ways to see which is faster."""
+_MEASURED: Final = range(16, 65)
+"""How many pictures are decoded both ways to see which is faster, at least and at most."""
 _AGREEMENT: Final = 0.999
 """Cosine that every one of them must reach, or else the device decodes nothing."""
 _ALONE: Final = 0.9
@@ -102,8 +102,8 @@ class DeviceDecoder:
             Why a picture could not be decoded, by its number.
         """
         jpegs = {i: loaded.jpeg for i, loaded in enumerate(batch) if loaded.jpeg is not None}
-        if self.share is None and len(jpegs) >= _MEASURED:
-            self.share = self._measured(list(jpegs.values())[:_MEASURED])
+        if self.share is None and len(jpegs) >= _MEASURED[0]:
+            self.share = self._measured(list(jpegs.values())[: _MEASURED[-1]])
         ready = {i: loaded.pixels for i, loaded in enumerate(batch) if loaded.pixels is not None}
         parts, failures = self._decoded(jpegs)
         if ready:
