@@ -177,4 +177,4 @@ _FILTERS: Final[dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]]] =
 
 
 def _levels(x: torch.Tensor) -> torch.Tensor:
-    return x.round_().clamp_(0, 255)
+    return x.add_(0.5).floor_().clamp_(0, 255)  # a half goes up, as in Pillow
