@@ -5,19 +5,25 @@ alone.  Trouble with the device or the network (nothing at all goes through) is 
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from extractor import engines
+from extractor.choosing import Choosing, offers_for
 from extractor.cuda import Download, Upload, cuda_pass
 from extractor.device import choose_device, first_line, is_memory
 from extractor.device_decoder import DeviceDecoder
+from extractor.gate import passing
 from extractor.loader import Failure
 from extractor.models import Model
-from extractor.passes import EagerPass, Pass
+from extractor.passes import EagerPass
+from extractor.unit import checked, normalise
 
 _CPU_BATCH = 16  # larger batches gain nothing on a CPU and make an interrupt wait
 _GPU_BATCH = 256
@@ -60,6 +66,9 @@ class Engine:
     normalize
         Scale each layer's features to unit length; else they stay as the network gives them, and
         all may be zero.
+    engine
+        ``torch``, ``compile`` or ``onnx``, the last two on a CPU alone; or ``auto``: torch, until
+        what is still to come (see `expect`) is so much that another one pays for itself.
 
     Attributes
     ----------
@@ -67,11 +76,15 @@ class Engine:
         Where each layer's features lie in a row, in the order of the model's layers.
     decoder
         Makes batches of pixels on the device; None where the cores decode everything.
+    used
+        How many images each engine has taken since the last `expect`, by its name and version.
 
     Raises
     ------
     DeviceError
         The device is unknown, or this machine has none of its kind.
+    EngineError
+        The engine is unknown, not here, not for that device, or does not take the network.
     """
 
     def __init__(
@@ -80,6 +93,7 @@ class Engine:
         device: str = "auto",
         batch_size: int | None = None,
         normalize: bool = True,
+        engine: str = "torch",
     ) -> None:
         self.spec = model.spec
         self.normalize = normalize
@@ -90,11 +104,10 @@ class Engine:
         self.module = model.module.eval().to(self.device)
         self.module.to(memory_format=torch.channels_last)
         self._side = model.preprocess.crop_size
-        self._exact: Pass = EagerPass(self.module, model.preprocess, self.device)
-        self._pass: Pass = self._exact
-        if self.half:  # pragma: no cover - needs CUDA
-            self._pass = cuda_pass(self.module, model.preprocess, self.device)
+        self._exact = EagerPass(self.module, model.preprocess, self.device)
         self._upload = Upload(self.device)
+        self.used: Counter[str] = Counter()
+        self._choosing = self._choose(model, engine, batch_size or _CPU_BATCH)
         self.decoder: DeviceDecoder | None = None
         if self.device.type == "cuda":  # pragma: no cover - needs CUDA
             self.decoder = DeviceDecoder(self.device, model.preprocess, self.forward)
@@ -111,11 +124,32 @@ class Engine:
             name = torch.cuda.get_device_name(self.device)
         return {
             "device": name,
-            "engine": f"torch {torch.__version__}",
+            "engine": " and ".join(self.used) or self._choosing.run.name,
             "precision": "float16" if self.half else "float32",
             "batch_size": self.batch_size,
             **({"decode": self.decoder.fact} if self.decoder else {}),
         }
+
+    @property
+    def notes(self) -> list[str]:
+        """What was said since `expect` against engines that ``auto`` has tried, a line each."""
+        return self._choosing.notes
+
+    @property
+    def making_s(self) -> float:
+        """Seconds that ``auto`` has spent since `expect` on making engines ready."""
+        return self._choosing.seconds
+
+    def expect(self, left: Callable[[], float]) -> None:
+        """Take in how much is to come, by which ``auto`` goes, and tell of what comes from now on.
+
+        Parameters
+        ----------
+        left
+            Returns how many images there are to come from now on, as far as is known.
+        """
+        self._choosing.expect(left)
+        self.used = Counter()
 
     def forward(self, pixels: Pixels) -> NDArray[np.float32]:
         """Return one vector a picture; see `run`, whose faults are rows of NaN here.
@@ -159,6 +193,7 @@ class Engine:
                 f"these pixels are {pixels.dtype} {pixels.shape}"
             )
         pending = Pending(self, pixels)
+        started = time.perf_counter()
         spans = [(0, len(pixels))] if len(pixels) else []
         while spans:
             start, end = spans.pop()
@@ -174,6 +209,7 @@ class Engine:
                 if failure.failure_class == "memory":
                     self.batch_size = size
             spans += [(start + size, end), (start, start + size)]
+        self._choosing.saw(len(pixels), time.perf_counter() - started)
         return pending
 
     def _try(self, pending: "Pending", start: int, end: int) -> Failure | None:
@@ -181,6 +217,7 @@ class Engine:
         try:
             features = self.features(pending.pixels[start:end])
             pending.features.append((start, Download(features)))
+            self.used[self._choosing.run.name] += end - start
             return None
         except Exception as error:  # noqa: BLE001 - one picture must not stop the others
             trouble = error
@@ -217,7 +254,31 @@ class Engine:
             Features (N, D) on the device, float32, not yet of unit length.
         """
         x = pixels if isinstance(pixels, torch.Tensor) else self._upload(pixels)
-        return self._exact(x) if precise else self._pass(x)
+        run = self._exact if precise else self._choosing.run
+        try:
+            with passing():
+                return run(x)
+        except Exception as error:
+            if is_memory(error) or not self._choosing.drops(error):
+                raise
+        return self.features(pixels)
+
+    def _choose(self, model: Model, engine: str, batch_size: int) -> Choosing:
+        """Return what knows the pass to use, made ready where an engine was asked for."""
+        engines.check(engine, self.device)
+        if self.half:  # pragma: no cover - needs CUDA
+            first = cuda_pass(
+                self.module, model.preprocess, self.device, compiled=engine == "compile"
+            )
+            return Choosing(first)
+
+        def make(name: str) -> engines.Made:
+            return engines.make(name, model, self.spans, batch_size, self._exact)
+
+        if engine in ("compile", "onnx"):
+            return Choosing(make(engine).run)
+        auto = engine == "auto" and self.device.type == "cpu"
+        return Choosing(self._exact, make, offers_for(self.module) if auto else {})
 
     def _fitting_batch(self) -> int:
         if self.device.type != "cuda":
@@ -271,59 +332,3 @@ class Pending:
             rows = all_rows[start : start + _PRECISE]
             found = self.engine.features(self.pixels[rows], precise=True)
             raw[rows] = found.cpu().numpy()
-
-
-def normalise(
-    raw: NDArray[np.float32], spans: Sequence[slice] = (slice(None),)
-) -> tuple[NDArray[np.float32], dict[int, Failure]]:
-    """Scale features to unit length.
-
-    Parameters
-    ----------
-    raw
-        Shape (N, D), float32.
-    spans
-        Parts of a row that are scaled each for itself; together they are the row.
-
-    Returns
-    -------
-    vectors
-        Shape (N, D), float32; NaN in the rows where a part has no direction.
-    faults
-        For each of those rows a failure of class ``nan`` (a number is not finite) or ``zero``.
-    """
-    vectors, faults = checked(raw)
-    for span in spans:
-        exact = vectors[:, span].astype(
-            np.float64
-        )  # the square of a float32 can overflow or vanish
-        norms = np.sqrt(np.einsum("nd,nd->n", exact, exact))
-        for i in np.flatnonzero(norms == 0):
-            text = "all features are zero"
-            faults.setdefault(int(i), Failure("forward", "zero", text, transient=False))
-            norms[i] = np.nan
-        vectors[:, span] = exact / norms[:, None]
-    vectors[list(faults)] = np.nan
-    return vectors, faults
-
-
-def checked(raw: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[int, Failure]]:
-    """Return features as they are, but NaN in a whole row of which one is not finite.
-
-    Parameters
-    ----------
-    raw
-        Shape (N, D), float32.
-
-    Returns
-    -------
-    vectors
-        Shape (N, D), float32.
-    faults
-        For each such row a failure of class ``nan``.
-    """
-    text = "a feature is not a finite number"
-    bad = np.flatnonzero(~np.isfinite(raw).all(axis=1))
-    vectors = raw.copy()
-    vectors[bad] = np.nan
-    return vectors, {int(i): Failure("forward", "nan", text, transient=False) for i in bad}

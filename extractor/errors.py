@@ -8,7 +8,8 @@
     ├── WeightsError              2  the weights can't be had or don't fit the network
     ├── InputSizeError            2  the network takes no pictures of that size
     ├── WhiteningError            2  a whitening can't be learnt or read, or fits no such vectors
-    └── DeviceError               2  the device is unknown or not there
+    ├── DeviceError               2  the device is unknown or not there
+    └── EngineError               2  the engine for forward passes is not there, or not for this
 
 A bad picture is not among them: it is data, and ``extractor.loader`` reports it as a ``Failure``.
 """
@@ -42,3 +43,7 @@ class WhiteningError(ExtractorError):
 
 class DeviceError(ExtractorError):
     """The device is unknown, or this machine has none of its kind."""
+
+
+class EngineError(ExtractorError):
+    """The engine that was asked for is not there, or does not take the network or the device."""

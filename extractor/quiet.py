@@ -1,7 +1,9 @@
-"""Keep what the image libraries say about broken files off the terminal.
+"""Keep what libraries say about broken files and networks off the terminal.
 
-What they warn of (large pictures, broken metadata) is decided in ``extractor.decode``; between
-progress bars it would only be noise, and it must not depend on how a process filters warnings.
+What the image libraries warn of (large pictures, broken metadata) is decided in
+``extractor.decode``; what a network's translation loses is measured (``extractor.engines``).
+Between progress bars it would only be noise, and it must not depend on how a process filters
+warnings.
 """
 
 import ctypes
@@ -19,6 +21,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go
 _LOCK: Final = threading.Lock()
 _MODULES: Final = re.compile(r"PIL\.|pillow_heif")
 _FILTER: Final = ("ignore", None, Warning, _MODULES, 0)
+_TRANSLATORS: Final = ("torch", "onnxscript", "onnx_ir", "onnx", "onnxruntime")
 
 
 def quieten_pillow() -> None:
@@ -45,3 +48,13 @@ def quieten_libtiff() -> None:
         library.TIFFSetErrorHandler(None)
     except (AttributeError, OSError):  # linked in without symbols, as on Windows
         return
+
+
+def quieten_translators() -> None:
+    """Ignore what torch, its exporter and ONNX say while they translate a network."""
+    with _LOCK:
+        for name in _TRANSLATORS:
+            warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+        warnings.filterwarnings("ignore", module=r"extractor\.(onnx|compile)_pass$|copyreg$")
+    for name in _TRANSLATORS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)

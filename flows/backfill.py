@@ -45,6 +45,7 @@ def backfill_images(  # noqa: PLR0913 - each one is a field of Prefect's form an
     since: form.Since = None,
     until: form.Until = None,
     device: form.Device = None,
+    engine: form.Engine = None,
     batch_size: form.BatchSize = None,
     workers: form.Workers = None,
     chunk_size: form.ChunkSize = None,

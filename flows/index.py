@@ -59,6 +59,7 @@ def index_images(  # noqa: PLR0913 - each one is a field of Prefect's form and o
     relu: form.Relu = None,
     dtype: form.Dtype = None,
     device: form.Device = None,
+    engine: form.Engine = None,
     batch_size: form.BatchSize = None,
     workers: form.Workers = None,
     chunk_size: form.ChunkSize = None,

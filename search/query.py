@@ -101,8 +101,11 @@ def open_engine(
     batch_size: int | None = None,
     model: "Model | None" = None,
     home: Home | None = None,
+    engine: str = "torch",
 ) -> "Engine":
     """Open the model that made a space (or take ``model``) for forward passes.  Imports torch.
+
+    The others are as ``extractor.engine.Engine`` takes them.
 
     Raises
     ------
@@ -113,7 +116,7 @@ def open_engine(
 
     model = model or model_of(space, home)
     check_same(space, model.spec.to_json())
-    return Engine(model, device=device, batch_size=batch_size)
+    return Engine(model, device=device, batch_size=batch_size, engine=engine)
 
 
 def model_of(space: SpaceInfo, home: Home | None) -> "Model":

@@ -71,8 +71,11 @@ def _refuse_own_failures(source: str, path: str) -> None:
 
 
 def _model(job: BatchJob, options: ExtractOptions) -> "Model":
+    from extractor.device import choose_device
+    from extractor.engines import check
     from extractor.models import open_model
 
+    check(options.batch.engine, choose_device(options.batch.device))
     job.progress.note("loading the model")
     with job.spent("model"), job.fetching():
         return open_model(options.request, options.layers if len(options.layers) > 1 else None)
@@ -86,12 +89,14 @@ def _work(job: BatchJob, options: ExtractOptions, source: Source, model: "Model"
     report.model, report.layers = model.spec.architecture, dims
     output = plan_output(batch.out, options.format, list(dims))
     report.format = output.format
-    recipe = Recipe(model, options.normalize, batch.device, batch.batch_size, batch.workers)
+    recipe = Recipe(
+        model, options.normalize, batch.device, batch.engine, batch.batch_size, batch.workers
+    )
     fingerprint = _fingerprint(options, source, model)
     with WorkFolder(output.path, fingerprint, restart=batch.restart) as work:
         overwrite = batch.overwrite or work.was_assembling
         open_writer(batch.out, options.format, dims, overwrite=overwrite)  # refuses now
-        do = Extractor(source, work.begun, recipe, job.ending, job.progress.advance)
+        do = Extractor(source, work.begun, recipe, job.ending, job.progress)
         work_through(job, source, work, NUMBER_BYTES * sum(dims.values()), do)
         work.assembling()
         with (

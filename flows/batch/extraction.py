@@ -4,10 +4,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from flows.batch.pieces import Piece
 from flows.batch.working import Done
 from flows.errors import Stopped
 from flows.job.engines import Engines, cores, opened
+from flows.job.extraction import told_of
+from flows.job.progress import Progress
 from storage.begun import Begun
 from storage.exports.records import Records
 from storage.sources.items import Item, Source
@@ -38,6 +40,7 @@ class Recipe:
     model: "Model"
     normalize: bool = True
     device: str = "auto"
+    engine: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
 
@@ -55,8 +58,8 @@ class Extractor:
         How vectors are made.
     ending
         When set, the batches that run are finished and the rest is left.
-    advance
-        Told how many more images are done, and how many of those failed.
+    progress
+        Told how many more images are done, and how many of those failed; knows how many are left.
     """
 
     def __init__(
@@ -65,13 +68,13 @@ class Extractor:
         begun: Begun,
         recipe: Recipe,
         ending: threading.Event,
-        advance: Callable[[int, int], None],
+        progress: Progress,
     ) -> None:
         self._source = source
         self._begun = begun
         self._recipe = recipe
         self._ending = ending
-        self._advance = advance
+        self._progress = progress
         self._engines = Engines()
 
     def __call__(self, piece: Piece) -> Done:
@@ -87,38 +90,46 @@ class Extractor:
         items = {i: item for i, item in enumerate(piece.items) if isinstance(item, Item)}
         unseen = len(piece.items) - len(items)
         if unseen:
-            self._advance(unseen, unseen)
+            self._progress.advance(unseen, unseen)
         waited: list[float] = []
+        built: list[Engine] = []
         with self._begun.at_work(paths_of(items.values())), ExitStack() as seats:
             extracted = extract(
                 [picture_of(self._source, i, item, self._begun) for i, item in items.items()],
                 wants=lambda _digest: True,
                 preprocess=self._recipe.model.preprocess,
-                engine=lambda: self._engine(seats, waited),
+                engine=lambda: self._engine(seats, waited, built),
                 workers=self._recipe.workers or max(2, cores()),
                 stop=self._ending,
-                progress=self._advance,
+                progress=self._progress.advance,
             )
-        seconds = {stage: s for stage, s in extracted.seconds.items() if stage != "total"}
+            seconds = {stage: s for stage, s in extracted.seconds.items() if stage != "total"}
+            told = told_of(built[0] if built else None, seconds)
         if waited:
             seconds["model"] -= waited[0]
-        return _done(piece, extracted, seconds, self._spans())
+        return replace(_done(piece, extracted, seconds, self._spans()), told=told)
 
-    def _engine(self, seats: ExitStack, waited: list[float]) -> "Engine":
+    def _engine(self, seats: ExitStack, waited: list[float], built: "list[Engine]") -> "Engine":
         """Return the engine of a device that is free; the piece before may still have it."""
         asked = time.perf_counter()
         seat = seats.enter_context(self._engines.seat(self._recipe.device, 0, 0, self._check))
         waited.append(time.perf_counter() - asked)
-        key = (0, self._recipe.batch_size)
+        key = (0, self._recipe.batch_size, self._recipe.engine)
         engine: Engine = opened(seat, key, self._check, self._make)
+        engine.expect(self._left)
+        built.append(engine)
         return engine
+
+    def _left(self) -> float:
+        """Return how many images each device has still to come."""
+        return (self._progress.total - self._progress.done) / self._engines.number
 
     def _make(self, device: str) -> "Engine":
         from extractor.engine import Engine
 
         recipe = self._recipe
         model = deepcopy(recipe.model) if self._engines.several else recipe.model
-        return Engine(model, device, recipe.batch_size, normalize=recipe.normalize)
+        return Engine(model, device, recipe.batch_size, recipe.normalize, recipe.engine)
 
     def _check(self) -> None:
         if self._ending.is_set():

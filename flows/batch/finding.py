@@ -107,7 +107,9 @@ class Finder:
         asked = time.perf_counter()
         seat = seats.enter_context(self._engines.seat(options.device, 0, 0, self._check))
         waited.append(time.perf_counter() - asked)
-        engine: RegionEngine = opened(seat, (0, options.batch_size), self._check, self._make)
+        engine: RegionEngine = opened(
+            seat, (0, options.batch_size, "torch"), self._check, self._make
+        )
         return engine
 
     def _make(self, device: str) -> "RegionEngine":

@@ -25,6 +25,7 @@ class BatchOptions:
     source_options: SourceOptions = field(default_factory=SourceOptions)
     shard: Shard | None = None
     device: str = "auto"
+    engine: str = "torch"
     batch_size: int | None = None
     workers: int | None = None
     chunk_size: int | None = None
@@ -65,6 +66,7 @@ def batch_options(asked: Mapping[str, Any], settings: Settings) -> BatchOptions:
         source_options=SourceOptions(**given),
         shard=parse_shard(shard) if shard else None,
         device=settings.device,
+        engine=settings.engine,
         batch_size=settings.batch_size,
         workers=settings.workers,
         chunk_size=settings.chunk_size,

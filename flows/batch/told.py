@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.commands.show import printable
 from flows.job.progress import counted
-from flows.job.report import TELLING_S
+from flows.job.report import TELLING_S, engines_line
 from flows.job.troubles import Troubles
 from flows.job.wording import BUT, STAGES, THREADS, TOO_SHORT
 
@@ -37,6 +37,8 @@ class BatchReport(Troubles):
     """Images that an earlier run was done with."""
     failed: int = 0
     """Images without a vector: all of the output's, or this run's while it is not complete."""
+    engines: dict[str, int] = field(default_factory=dict)
+    """Images of this run by what ran their forward passes; of a detector none are told."""
     failures: dict[str, int] = field(default_factory=dict)
     """Those by class."""
     failures_file: str | None = None
@@ -115,6 +117,7 @@ class BatchReport(Troubles):
             ("source", self.source),
             ("network", f"{self.model} {layers}"),
             ("extracted", f"{counted(self.extracted, 'image')}{rate}{earlier}"),
+            ("engine", engines_line(self.engines)),
             ("failures", classes),
             ("seconds", self._seconds(tuple(HERE))),
             ("in threads", self._seconds(THREADS)),

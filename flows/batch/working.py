@@ -18,7 +18,9 @@ from flows.batch.pieces import Piece, pieces_left
 from flows.batch.told import BatchReport
 from flows.errors import FlowError, Stopped
 from flows.job.claiming import ChunkSize
+from flows.job.extraction import told_of
 from flows.job.progress import Progress
+from flows.job.report import add_engines
 from flows.job.signals import setting_on_signals
 from flows.job.steps import MOST_SLOTS
 from flows.job.worker import Ending
@@ -47,12 +49,15 @@ class Done:
         Class of each failure.
     seconds
         By stage.
+    told
+        Of the engine, as ``flows.job.extraction.told_of`` has it.
     """
 
     piece: Piece
     arrays: Mapping[str, NDArray[Any]]
     failures: Sequence[str]
     seconds: Mapping[str, float]
+    told: Mapping[str, Any] = field(default_factory=lambda: told_of(None, {}))
 
 
 @dataclass
@@ -175,6 +180,7 @@ def work_through(
 def _keep(job: BatchJob, work: WorkFolder, done: Done) -> None:
     report, piece = job.report, done.piece
     report.add_seconds(done.seconds)
+    add_engines(report, done.told)
     if not piece.items:
         return
     with job.spent("write"):

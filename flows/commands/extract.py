@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from flows.commands.base import Command, json_option
-from flows.commands.running import MODEL, WORK, options
+from flows.commands.running import MODEL, PASS, WORK, options
 from flows.commands.show import leave
 from flows.commands.sourcing import SHARD, SOURCE
 
@@ -46,7 +46,7 @@ OUTPUT = (
     "--normalize/--no-normalize", default=True, help="Scale each vector to unit length (default)."
 )
 @click.option("--format", metavar="F", help="What to write; without it, what OUT's suffix means.")
-@options(*SOURCE, SHARD, *WORK, *OUTPUT)
+@options(*SOURCE, SHARD, WORK[0], *PASS, *WORK[1:], *OUTPUT)
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
 @click.pass_context

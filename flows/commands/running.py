@@ -62,6 +62,15 @@ WORK = (
     ),
 )
 """Options that say how the work is done."""
+PASS = (
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "torch", "compile", "onnx"]),
+        help="Of forward passes on a CPU; auto takes torch, or what pays for itself in all that "
+        "is pending.",
+    ),
+)
+"""Option that says what computes; never what comes out."""
 CLUSTER = (
     click.option(
         "--runner",
@@ -75,7 +84,7 @@ CLUSTER = (
     ),
 )
 """Options that say who does it."""
-ENGINE = (*WORK, *CLUSTER)
+ENGINE = (WORK[0], *PASS, *WORK[1:], *CLUSTER)
 TELLING = (
     click.option("--plan", is_flag=True, help="Say what would be done and touch nothing."),
     click.option("--prefect/--no-prefect", default=None, help="Force or avoid Prefect's engine."),

@@ -74,6 +74,10 @@ Device = Annotated[
     Text | None,
     about("auto (all GPUs that are there), cpu, cuda, cuda:N, or several with commas."),
 ]
+Engine = Annotated[
+    Literal["auto", "torch", "compile", "onnx"] | None,
+    about("What runs forward passes on a CPU. Empty: auto, what pays for itself."),
+]
 BatchSize = Annotated[
     int | None, about("Images in one forward pass. Empty: by the device's memory.", ge=1)
 ]

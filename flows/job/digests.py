@@ -41,6 +41,7 @@ class Wanted:
         self.elsewhere: set[bytes] = set()
         self._held, self._space_id, self._unknown = held, space_id, unknown
         self._taken: set[bytes] = set()
+        self._asked = 0
 
     def __enter__(self) -> Self:
         return self
@@ -50,6 +51,7 @@ class Wanted:
 
     def __call__(self, digest: bytes) -> bool:
         """Return whether the catalog does not know the content and no other chunk is at it."""
+        self._asked += 1
         # Taken before it is looked up: who had it until now has committed by then.
         if not self._held.take(self._space_id, digest):
             self.elsewhere.add(digest)
@@ -60,3 +62,8 @@ class Wanted:
         self._taken.discard(digest)
         self._held.release(self._space_id, {digest})
         return False
+
+    @property
+    def share(self) -> float:
+        """Which part of the contents asked for so far is wanted; all where none was."""
+        return len(self._taken) / max(self._asked, 1) if self._asked else 1.0

@@ -18,8 +18,8 @@ class Seat:
     """A device, and the engine that is kept on it."""
 
     device: str
-    key: tuple[int, int | None] | None = None
-    """Space and batch size that the engine is for."""
+    key: tuple[int, int | None, str] | None = None
+    """Space, batch size and engine that it is for."""
     engine: Any = None
 
 
@@ -35,7 +35,12 @@ class Engines:
     @property
     def several(self) -> bool:
         """Whether there is more than one device."""
-        return len(self._all) > 1
+        return self.number > 1
+
+    @property
+    def number(self) -> int:
+        """How many devices there are, once one was asked for."""
+        return len(self._all)
 
     @contextmanager
     def seat(
@@ -106,7 +111,7 @@ def cores() -> int:
 
 def opened(
     seat: Seat,
-    key: tuple[int, int | None],
+    key: tuple[int, int | None, str],
     check: Callable[[], None],
     make: Callable[[str], Any],
 ) -> Any:

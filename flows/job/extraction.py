@@ -54,16 +54,20 @@ def _extract(bench: Bench, order: ChunkOrder) -> dict[str, Any]:
         ) as wanted,
         ExitStack() as seats,
     ):
-        extracted, facts = _vectors(bench, order, space, wanted, seats)
+        extracted, engine = _vectors(bench, order, space, wanted, seats)
         done = [read for read in extracted.reads if read.digest not in wanted.elsewhere]
         seconds = {stage: s for stage, s in extracted.seconds.items() if stage != "total"}
+        told = told_of(engine, seconds)
         part = None
         if len(extracted.digests):
             folder = bench.catalog.home.space_dir(space.fingerprint)
             store = VectorStore(folder, space.dim, space.dtype)
             with timed(seconds, "write"):
                 part = store.append(
-                    order.place.lease.run_id, extracted.vectors, extracted.digests, facts=facts
+                    order.place.lease.run_id,
+                    extracted.vectors,
+                    extracted.digests,
+                    facts=engine.facts,
                 )
         with timed(seconds, "commit"):
             result = _commit(
@@ -78,6 +82,7 @@ def _extract(bench: Bench, order: ChunkOrder) -> dict[str, Any]:
         return {}
     return {
         **_chunk_result(result, seconds),
+        **told,
         "left": [read.key for read in extracted.reads if read.digest in wanted.elsewhere],
         "duration_s": time.perf_counter() - started,
     }
@@ -100,8 +105,8 @@ def _commit(bench: Bench, order: ChunkOrder, space: SpaceInfo, **what: Any) -> C
 
 def _vectors(
     bench: Bench, order: ChunkOrder, space: SpaceInfo, wanted: Wanted, seats: ExitStack
-) -> tuple[Any, dict[str, Any]]:
-    """Return what became of the files, and how the vectors were made; keeps its device."""
+) -> tuple[Any, Any]:
+    """Return what became of the files, and the engine if one was needed; keeps its device."""
     from extractor.extract import extract
     from extractor.loader import Source
     from extractor.preprocess import Preprocess
@@ -113,7 +118,8 @@ def _vectors(
             bench.engines.seat(order.device, space.id, bench.number, bench.check)
         )
         with bench.fetching():
-            built.append(_engine(bench, seat, space, order.batch_size))
+            built.append(_engine(bench, seat, space, order))
+        built[-1].expect(lambda: order.left * wanted.share)
         return built[-1]
 
     extracted = extract(
@@ -128,17 +134,32 @@ def _vectors(
         stop=bench.ending,
         progress=bench.on_image,
     )
-    return extracted, dict(built[-1].facts) if built else {}
+    return extracted, built[-1] if built else None
 
 
-def _engine(bench: Bench, seat: Seat, space: SpaceInfo, batch_size: int | None) -> Any:
+def told_of(engine: Any, seconds: dict[str, float]) -> dict[str, Any]:
+    """Return what a report tells of an engine since its last `expect`, None being none.
+
+    What it took to make another one ready, in the midst of the forward passes, becomes a stage.
+    """
+    if engine is None:
+        return {"engines": {}, "warnings": []}
+    if engine.making_s:
+        seconds["engine"] = engine.making_s
+        seconds["forward"] -= engine.making_s
+    return {"engines": dict(engine.used), "warnings": list(engine.notes)}
+
+
+def _engine(bench: Bench, seat: Seat, space: SpaceInfo, order: ChunkOrder) -> Any:
     def make(device: str) -> Any:
         from search.query import open_engine
 
-        home = bench.catalog.home
-        return open_engine(space, device, batch_size, model=_model(bench, space), home=home)
+        home, model = bench.catalog.home, _model(bench, space)
+        return open_engine(
+            space, device, order.batch_size, model=model, home=home, engine=order.engine
+        )
 
-    return opened(seat, (space.id, batch_size), bench.check, make)
+    return opened(seat, (space.id, order.batch_size, order.engine), bench.check, make)
 
 
 def _model(bench: Bench, space: SpaceInfo) -> Any:

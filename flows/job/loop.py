@@ -45,6 +45,7 @@ class IndexOptions:
     excludes: tuple[str, ...] = ()
     confirm_missing: bool = False
     device: str = "auto"
+    engine: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
     chunk_size: int | None = None
@@ -142,7 +143,7 @@ def _spaces(job: Job) -> list[SpaceInfo]:
     choice = job.options.choice
     found = find_spaces(job.catalog, choice)
     if not found and not job.stopped:
-        job.steps.slots(job.options.device)  # refuses one that is not here: no space is made
+        _refuse_early(job)  # then no space is made
         job.progress.note("loading the model")
         with _spent(job, "model"), job.bench.fetching():
             space, model = make_space(job.catalog, choice)
@@ -155,6 +156,16 @@ def _spaces(job: Job) -> list[SpaceInfo]:
             )
     job.report.space = ", ".join(space.name for space in found)
     return found
+
+
+def _refuse_early(job: Job) -> None:
+    """Refuse a device or an engine that is not here; other hosts refuse for themselves."""
+    job.steps.slots(job.options.device)
+    if not job.steps.remote:
+        from extractor.device import choose_device
+        from extractor.engines import check
+
+        check(job.options.engine, choose_device(job.options.device))
 
 
 def _extract(job: Job, space: SpaceInfo, scope: Scope) -> None:

@@ -35,6 +35,9 @@ class ChunkOrder:
     device: str
     batch_size: int | None
     workers: int | None
+    engine: str = "torch"
+    left: int = 0
+    """How many files this worker has still to come, those of the chunk among them, at most."""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class Report(Troubles):
     busy: int = 0
     pending: int = 0
     """Files that an interrupted run has left to the next one, where their number is known."""
+    engines: dict[str, int] = field(default_factory=dict)
+    """Images by what ran their forward passes."""
     failures: dict[str, int] = field(default_factory=dict)
     """Failed images of this run by class."""
     roots: list[dict[str, Any]] = field(default_factory=list)
@@ -94,6 +96,7 @@ class Report(Troubles):
         for name, n in chunk["failures"].items():
             self.failures[name] = self.failures.get(name, 0) + n
         self.add_seconds(chunk["seconds"])
+        add_engines(self, chunk)
 
     def add_seconds(self, seconds: Mapping[str, float]) -> None:
         """Add seconds by stage."""
@@ -166,6 +169,7 @@ class Report(Troubles):
         parts = [f"# {said}", _table(("files", "count"), counts) if counts else ""]
         if self.failures:
             parts.append(_table(("failure", "images"), self.failures.items()))
+        parts.append(f"engine: {engines_line(self.engines)}" if self.engines else "")
         if self.stages:
             seconds = [(stage, f"{value:,.1f}") for stage, value in self.stages.items()]
             parts.append(_table(("stage", "seconds"), seconds))
@@ -223,7 +227,7 @@ class Report(Troubles):
         if self.failures:
             classes = ", ".join(f"{n:,} {name}" for name, n in sorted(self.failures.items()))
             lines.append(f"  failures   {classes}  (lookalike failures lists them)")
-        return lines
+        return [*lines, f"  engine     {engines_line(self.engines)}"] if self.engines else lines
 
     def _stage_lines(self) -> list[str]:
         lines = []
@@ -241,6 +245,20 @@ class Report(Troubles):
         said = f"{self.index['factory']}, {counted(self.index['n'], 'vector')}{where}"
         recall = self.index.get("recall")
         return f"  index      {said}" + ("" if recall is None else f", {RECALL} {recall:.3f}")
+
+
+def add_engines(report: Any, told: Mapping[str, Any]) -> None:
+    """Add to a report what was told of the engines; several workers may say the same of one."""
+    for name, n in told["engines"].items():
+        report.engines[name] = report.engines.get(name, 0) + n
+    report.warnings += [line for line in told["warnings"] if line not in report.warnings]
+
+
+def engines_line(engines: Mapping[str, int]) -> str:
+    """Return which engines ran the forward passes of how many images."""
+    if len(engines) == 1:
+        return next(iter(engines))
+    return ", ".join(f"{name} for {counted(n, 'image')}" for name, n in engines.items())
 
 
 def _table(head: tuple[str, str], rows: Any) -> str:

@@ -96,6 +96,7 @@ class Extraction:
         self._window = Window(job.steps)
         self._extracted_before = job.report.extracted
         self._unanswered = 0
+        self._left = pending
         # Where all fits into one chunk nobody needs to know the devices, which takes torch.
         self._alone = not job.steps.remote and pending <= claiming.size.limit
 
@@ -232,8 +233,17 @@ class Extraction:
         if workers is None and not self._alone:
             neighbours = job.steps.neighbours(options.device)
             workers = max(2, default_workers() // neighbours) if neighbours > 1 else None
+        share = max(self._left // max(self._slots(), 1), len(chunk.work))
+        self._left -= len(chunk.work)
         return ChunkOrder(
-            job.place, self._space.name, chunk, options.device, options.batch_size, workers
+            job.place,
+            self._space.name,
+            chunk,
+            options.device,
+            options.batch_size,
+            workers,
+            options.engine,
+            share,
         )
 
 

@@ -19,6 +19,7 @@ STAGES = {
     "plan": "Counting what is pending limits this run.",
     "model": "Loading the network limits this run: there was little else to do.",
     "wait": "Reading and decoding limit this run: more --workers or faster disks would help.",
+    "engine": "Making another engine ready limits this run: --engine torch does without.",
     "forward": "The forward pass limits this run: another --device would help, more threads not.",
     "write": "Writing vectors limits this run: a faster disk under the home would help.",
     "commit": "Committing to the catalog limits this run: a faster disk under it would help.",

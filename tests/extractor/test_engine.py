@@ -12,9 +12,10 @@ from torchvision.transforms import functional as vision
 
 from extractor import weights
 from extractor.device import choose_device, first_line, is_memory
-from extractor.engine import Engine, normalise
+from extractor.engine import Engine
 from extractor.errors import DeviceError
 from extractor.models import Model, ModelRequest, open_model
+from extractor.unit import normalise
 from tests.extractor.small import DIM, PREPROCESS, random_pixels, small_engine, small_model
 
 

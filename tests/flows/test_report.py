@@ -24,7 +24,8 @@ def scan(**values: Any) -> dict[str, Any]:
 
 
 def chunk(**values: Any) -> dict[str, Any]:
-    return {"outcomes": {}, "failures": {}, "seconds": {}, **values}
+    base: dict[str, Any] = {"outcomes": {}, "failures": {}, "seconds": {}}
+    return {**base, "engines": {}, "warnings": [], **values}
 
 
 @pytest.fixture
@@ -47,8 +48,12 @@ def report() -> Report:
     )
     made.add_scan(scan(root="/q", scanned=12, unchanged=9, reasons={"new": 2, "excluded": 1}))
     outcomes = {"extracted": 8, "moved": 2, "touched": 3, "copied": 1, "reused": 1, "failed": 2}
-    made.add_chunk(chunk(outcomes=outcomes, failures={"truncated": 2}, seconds=SECONDS))
-    made.add_chunk(chunk(outcomes={"extracted": 2, "busy": 1}, seconds={"forward": 1.0}))
+    engines = {"torch 2.15": 3, "onnxruntime 1.32": 5}
+    made.add_chunk(
+        chunk(outcomes=outcomes, failures={"truncated": 2}, seconds=SECONDS, engines=engines)
+    )
+    last = {"seconds": {"forward": 1.0}, "engines": {"onnxruntime 1.32": 2}}
+    made.add_chunk(chunk(outcomes={"extracted": 2, "busy": 1}, **last))
     made.index = {"space": "resnet18-avgpool", "factory": "Flat", "n": 10, "row_end": 10}
     made.finish(5.0)
     return made
@@ -63,9 +68,16 @@ def test_counts_follow_scans_and_chunks(report: Report) -> None:
     assert (values["extracted"], values["moved"], values["touched"]) == (10, 2, 3)
     assert (values["copied"], values["reused"], values["failed"], values["busy"]) == (1, 1, 2, 1)
     assert values["stages"] == {**SECONDS, "forward": 5.0}
+    assert values["engines"] == {"torch 2.15": 3, "onnxruntime 1.32": 7}
     assert values["images_per_s"] == 2.0
     assert [root["root"] for root in values["roots"]] == ["/p", "/q"]
     assert values["limits"] == STAGES["forward"]
+
+
+def test_what_several_workers_say_of_an_engine_is_told_once(report: Report) -> None:
+    for warnings in (["onnx does not take it"], ["onnx does not take it", "other"], []):
+        report.add_chunk(chunk(warnings=warnings))
+    assert report.warnings == ["onnx does not take it", "other"]
 
 
 def test_every_reason_of_a_scan_has_words() -> None:
@@ -132,6 +144,7 @@ def test_the_text_says_why_and_stays_short(report: Report) -> None:
     for said in (
         "42 files, 19 unchanged",
         "7 new",
+        "engine     torch 2.15 for 3 images, onnxruntime 1.32 for 7 images",
         "4 size differs",
         "3 modification time differs",
         "6 gone",
