@@ -7,30 +7,23 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+from sqlalchemy import Connection
 
 from search.answers import Answer, Hit
 from search.decoders import Decoders
+from search.errors import UnknownImage
 from search.pictures import Pictures, Query
-from search.records import Holder, holders, is_known
+from search.records import Holder, Known, Living, is_known, known_number
+from storage.candidates import Wish
 from storage.catalog import Catalog
 from storage.home import Home
-from storage.lookup import Lookup, Neighbour
+from storage.lookup import Lookup
+from storage.ranking import Neighbour
 from storage.reading import again_if_missing
 from storage.roots import find_root
 from storage.spaces import get_space
 
 FloatArray = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What is asked of the index; ``exclude`` is an image id or None for each query."""
-
-    xq: FloatArray
-    k: int
-    under: bytes | None
-    min_score: float | None
-    exclude: Sequence[int | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,8 +150,18 @@ class Searcher:
         UnknownImage
             It has no vector in the space.
         """
-        query = self._pictures.of_image(image_id)
-        return self._nearest([query], _Wanted(k, None, min_score, no_self))[0]
+        wanted = _Wanted(k, None, min_score, no_self)
+
+        def attempt() -> list[list[Hit]]:
+            with self.catalog.read() as conn:
+                known = known_number(conn, self.space.id, image_id)
+                if known is None:
+                    raise UnknownImage(
+                        f"no image {image_id} has a vector in the space {self.space.name!r}"
+                    )
+                return self._hits(conn, self._wish(conn, [known], wanted))
+
+        return again_if_missing(attempt)[0]
 
     def search_vectors(
         self,
@@ -169,7 +172,13 @@ class Searcher:
         min_score: float | None = None,
     ) -> list[list[Hit]]:
         """Return the hits of query vectors, shape ``(n, d)``, float32, unit length."""
-        return self._search(_Question(xq, k, under, min_score))
+        wish = Wish(np.ascontiguousarray(xq, dtype=np.float32), k, under, min_score)
+
+        def attempt() -> list[list[Hit]]:
+            with self.catalog.read() as conn:
+                return self._hits(conn, wish)
+
+        return again_if_missing(attempt)
 
     @property
     def has_model(self) -> bool:
@@ -206,51 +215,58 @@ class Searcher:
     ) -> None:
         self.close()
 
-    def _nearest(self, queries: Sequence[Query], wanted: "_Wanted") -> list[list[Hit]]:
-        xq = again_if_missing(lambda: self._pictures.vectors(queries))
-        own = [query.known.image_id if query.known else None for query in queries]
-        exclude = own if wanted.no_self else None
-        return self._search(_Question(xq, wanted.k, wanted.under, wanted.min_score, exclude))
+    def _nearest(self, queries: Sequence[Query], wanted: _Wanted) -> list[list[Hit]]:
+        fresh = self._pictures.fresh(queries)
+        known = [query.known for query in queries]
 
-    def _search(self, question: _Question) -> list[list[Hit]]:
-        if question.under is not None:
-            self._refuse_unknown(question.under)
-        found = self._lookup.nearest(
-            question.xq,
-            question.k,
-            under=question.under,
-            min_score=question.min_score,
-            exclude_image=question.exclude,
-        )
+        def attempt() -> list[list[Hit]]:
+            with self.catalog.read() as conn:
+                return self._hits(conn, self._wish(conn, known, wanted, fresh))
+
+        return again_if_missing(attempt)
+
+    def _wish(
+        self,
+        conn: Connection,
+        known: Sequence[Known | None],
+        wanted: _Wanted,
+        fresh: FloatArray | None = None,
+    ) -> Wish:
+        """Return what to ask; the vectors of what is not ``known`` are the ``fresh`` ones."""
+        xq = np.empty((len(known), self.space.dim), np.float32)
+        at = [i for i, image in enumerate(known) if image is not None]
+        if at:
+            x = self._lookup.vectors_in(conn, [image.row for image in known if image is not None])
+            xq[at] = x / np.linalg.norm(x, axis=1, keepdims=True)  # float16 is a bit off
+        if fresh is not None:
+            xq[[i for i, image in enumerate(known) if image is None]] = fresh
+        own = [image.image_id if image is not None else None for image in known]
+        exclude = own if wanted.no_self else None
+        return Wish(xq, wanted.k, wanted.under, wanted.min_score, exclude)
+
+    def _hits(self, conn: Connection, wish: Wish) -> list[list[Hit]]:
+        """Return the hits of each query; all of them as one transaction sees the catalog."""
+        if wish.under is not None and not is_known(conn, wish.under):
+            find_root(self.catalog, wish.under)
+        living = Living(conn, self.space.id)
+        found = self._lookup.nearest_in(conn, wish, living)
         self.warnings += [line for line in found.warnings if line not in self.warnings]
-        with self.catalog.read() as conn:
-            files = holders(conn, (one.image_id for each in found.neighbours for one in each))
-        # An image that lost its last file since it was found is no hit any more.
         return [
-            [
-                _hit(one, files[one.image_id], question.under)
-                for one in each
-                if one.image_id in files
-            ]
+            [_hit(one, living.files[one.image_id], wish.under) for one in each]
             for each in found.neighbours
         ]
-
-    def _refuse_unknown(self, under: bytes) -> None:
-        """Raise ``RootError`` where no root has the path, and no manifest names a file there."""
-        with self.catalog.read() as conn:
-            named = is_known(conn, under)
-        if not named:
-            find_root(self.catalog, under)
 
 
 def _hit(neighbour: Neighbour, files: Sequence[Holder], under: bytes | None) -> Hit:
     """Return the hit, shown by its first file; or by its first one where it was looked for."""
-    first = next((file for file in files if under is not None and file.is_at(under)), files[0])
-    named = next((file for file in (first, *files) if file.id or file.label), first)
+    first = named = files[0]
+    if len(files) > 1:
+        first = next((file for file in files if under is not None and file.is_at(under)), first)
+        named = next((file for file in (first, *files) if file.id or file.label), first)
     return Hit(
         score=neighbour.score,
         path=first.path,
-        paths=tuple(dict.fromkeys(file.path for file in files)),
+        paths=tuple(dict.fromkeys([file.path for file in files])),
         image_id=neighbour.image_id,
         row=neighbour.row,
         id=named.id,

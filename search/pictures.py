@@ -14,11 +14,10 @@ import numpy.typing as npt
 
 from extractor.reading import Failure, Unread, opened
 from search.decoders import Decoders
-from search.errors import NoMemory, QueryError, UnknownImage
+from search.errors import NoMemory, QueryError
 from search.query import Vectors
-from search.records import Known, known_image, known_number
+from search.records import Known, known_images
 from storage.catalog import Catalog
-from storage.reading import Rows, open_store, snapshot
 from storage.spaces import SpaceInfo
 
 FloatArray = npt.NDArray[np.float32]
@@ -36,6 +35,18 @@ class Query:
     """What to call it in a message."""
     known: Known | None
     pixels: Pixels | None = None
+
+
+def digest_of(path: bytes) -> bytes | None:
+    """Return the SHA-256 of a file's bytes; needs no decoder.
+
+    None for what can't be read: that is said by the loader.
+    """
+    try:
+        with opened(path, MOST_BYTES) as file:
+            return hashlib.sha256(file.read()).digest()
+    except Unread:
+        return None
 
 
 class Pictures:
@@ -67,7 +78,7 @@ class Pictures:
         QueryError
             One can't be read or decoded.
         """
-        known = [self._known_file(path) for path in paths]
+        known = self._known([digest_of(path) for path in paths])
         unknown = [i for i, image in enumerate(known) if image is None]
         pixels = dict(zip(unknown, self._loaded([paths[i] for i in unknown]), strict=True))
         names = [os.fsdecode(path) for path in paths]
@@ -83,60 +94,35 @@ class Pictures:
         NoMemory
             They may be one another time.
         """
-        known = self._known_bytes(data)
+        [known] = self._known([hashlib.sha256(data).digest()])
         return Query("the picture", known, None if known else self._decoded(data))
 
-    def of_image(self, image_id: int) -> Query:
-        """Look an image up by its number.
+    def fresh(self, queries: Sequence[Query]) -> FloatArray:
+        """Return the vectors of those queries that have pixels, in their order.
 
-        Raises
-        ------
-        UnknownImage
-            It has no vector in the space.
-        """
-        with self.catalog.read() as conn:
-            known = known_number(conn, self.space.id, image_id)
-        if known is None:
-            raise UnknownImage(f"no image {image_id} has a vector in the space {self.space.name!r}")
-        return Query(f"image {image_id}", known)
-
-    def vectors(self, queries: Sequence[Query]) -> FloatArray:
-        """Return the queries' vectors, shape ``(n, d)``, float32, unit length.
+        Returns
+        -------
+        array
+            Shape ``(n, d)``, float32, unit length; n may be less than there are queries.
 
         Raises
         ------
         SpaceError
-            The space was dropped, or its model is no longer what it was.
-        PartError
-            A part is missing or not what the catalog says.
+            The space's model is no longer what it was.
         """
-        xq = np.empty((len(queries), self.space.dim), np.float32)
-        rows = [(i, query.known.row) for i, query in enumerate(queries) if query.known]
-        if rows:
-            at, wanted = zip(*rows, strict=True)
-            parts = snapshot(self.catalog, self.space).parts
-            x = Rows(open_store(self.catalog, self.space), parts).gather(wanted)
-            xq[list(at)] = x / np.linalg.norm(x, axis=1, keepdims=True)  # float16 is a bit off
-        fresh = [(i, query) for i, query in enumerate(queries) if query.pixels is not None]
-        if fresh:
-            pixels = [query.pixels for _, query in fresh if query.pixels is not None]
-            xq[[i for i, _ in fresh]] = self.network.of(pixels, [query.name for _, query in fresh])
-        return xq
+        run = [(query.pixels, query.name) for query in queries if query.pixels is not None]
+        if not run:
+            return np.empty((0, self.space.dim), np.float32)
+        return self.network.of([pixels for pixels, _ in run], [name for _, name in run])
 
-    def _known_file(self, path: bytes) -> Known | None:
-        """Return the image that a file holds, where it has a vector.
-
-        Needs no decoder.  What can't be read is unknown here, and said by the loader.
-        """
-        try:
-            with opened(path, MOST_BYTES) as file:
-                return self._known_bytes(file.read())
-        except Unread:
-            return None
-
-    def _known_bytes(self, data: bytes) -> Known | None:
+    def _known(self, digests: Sequence[bytes | None]) -> list[Known | None]:
+        """Return for each digest the image that has it, where that has a vector."""
+        there = [digest for digest in digests if digest is not None]
+        if not there:
+            return [None] * len(digests)
         with self.catalog.read() as conn:
-            return known_image(conn, self.space.id, hashlib.sha256(data).digest())
+            known = known_images(conn, self.space.id, there)
+        return [None if digest is None else known.get(digest) for digest in digests]
 
     def _loaded(self, paths: Sequence[bytes]) -> list[Pixels]:
         """Return the pixels of files, each of shape ``(3, H, W)``, uint8."""

@@ -3,13 +3,19 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, and_, bindparam, func, select
 
+from storage.listed import binding, listed
 from storage.paths import files_at
+from storage.prepared import Prepared
 from storage.roots import inside
 from storage.slices import sliced
 from storage.tables import File, Image, Root, Vector
+
+_AT_ONCE = 50_000
+"""Images looked up by one statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +42,33 @@ class Holder:
         return any(self.root == at or self.path == at or inside(self.path, at) for at in places)
 
 
-def known_image(conn: Connection, space_id: int, digest: bytes) -> Known | None:
-    """Return the image with this SHA-256 digest if it has a vector in the space."""
-    found = conn.execute(
-        select(Image.id, Vector.row)
+def known_images(conn: Connection, space_id: int, digests: Iterable[bytes]) -> dict[bytes, Known]:
+    """Return the images of these SHA-256 digests that have a vector in the space, by digest."""
+    query = (
+        select(Image.digest, Image.id, Vector.row)
         .join(Vector, Vector.image_id == Image.id)
-        .where(Image.digest == digest, Vector.space_id == space_id)
-    ).first()
-    return None if found is None else Known(found.id, found.row)
+        .where(Vector.space_id == space_id)
+    )
+    found: dict[bytes, Known] = {}
+    for some in sliced(set(digests)):
+        for digest, image_id, row in conn.execute(query.where(Image.digest.in_(some))):
+            found[digest] = Known(image_id, row)
+    return found
 
 
 def known_number(conn: Connection, space_id: int, image_id: int) -> Known | None:
     """Return the image of this number if it has a vector in the space."""
-    row = conn.execute(
-        select(Vector.row).where(Vector.space_id == space_id, Vector.image_id == image_id)
-    ).scalar()
-    return None if row is None else Known(image_id, row)
+    found = _ROW_OF.rows(conn, space_id=space_id, image_id=image_id)
+    return Known(image_id, found[0][0]) if found else None
+
+
+def _row_of(_: str) -> Select[Any]:
+    return select(Vector.row).where(
+        Vector.space_id == bindparam("space_id"), Vector.image_id == bindparam("image_id")
+    )
+
+
+_ROW_OF = Prepared(_row_of)
 
 
 def vectors_in(conn: Connection, space_id: int) -> int:
@@ -66,26 +83,51 @@ def is_known(conn: Connection, path: bytes) -> bool:
     return conn.execute(query).first() is not None
 
 
-def holders(conn: Connection, image_ids: Iterable[int]) -> dict[int, list[Holder]]:
-    """Return image id -> its live files in the order of their paths."""
-    query = (
-        select(
-            File.image_id,
-            Root.path,
-            Root.kind,
-            File.path.label("key"),
-            File.source,
-            File.label,
-        )
-        .join(Root, Root.id == File.root_id)
-        .where(File.state == "live")
-    )
-    found: dict[int, list[Holder]] = {}
-    for some in sliced(set(image_ids)):
-        for row in conn.execute(query.where(File.image_id.in_(some))):
-            path = row.source or os.path.join(row.path, row.key)
-            key = os.fsdecode(row.key) if row.kind == "manifest" else None
-            found.setdefault(row.image_id, []).append(Holder(row.path, path, key, row.label))
-    for files in found.values():
-        files.sort(key=lambda holder: holder.path)
-    return found
+class Living:
+    """Which rows live, asked by the search, and by the same statement the files that hold them.
+
+    Attributes
+    ----------
+    files
+        Image id -> its live files in the order of their paths.
+    """
+
+    def __init__(self, conn: Connection, space_id: int) -> None:
+        self._conn = conn
+        self._space_id = space_id
+        self.files: dict[int, list[Holder]] = {}
+
+    def __call__(self, rows: Iterable[int]) -> dict[int, int]:
+        """Return row -> image id of those ``rows`` whose image has a live file."""
+        living: dict[int, int] = {}
+        files: dict[int, list[Holder]] = {}
+        for some in sliced(rows, _AT_ONCE):
+            asked = binding(self._conn, some)
+            found = _HOLDERS.rows(self._conn, space_id=self._space_id, **asked)
+            for row, image_id, root, *file in found:
+                if root is not None:
+                    living[row] = image_id
+                    files.setdefault(image_id, []).append(_holder(root, *file))
+        for held in files.values():
+            held.sort(key=lambda holder: holder.path)
+        self.files |= files
+        return living
+
+
+def _holder(root: bytes, kind: str, key: bytes, source: bytes | None, label: str | None) -> Holder:
+    name = os.fsdecode(key) if kind == "manifest" else None
+    return Holder(root, source or os.path.join(root, key), name, label)
+
+
+def _holders(dialect: str) -> Select[Any]:
+    wanted = listed(dialect)
+    of_row = and_(Vector.space_id == bindparam("space_id"), Vector.row == wanted.c.value)
+    holds = and_(File.image_id == Vector.image_id, File.state == "live")
+    # Outer joins keep their order: SQLite, which has no statistics, takes any other one too.
+    joined = wanted.outerjoin(Vector, of_row).outerjoin(File, holds)
+    joined = joined.outerjoin(Root, Root.id == File.root_id)
+    file = (Root.path, Root.kind, File.path, File.source, File.label)
+    return select(wanted.c.value, Vector.image_id, *file).select_from(joined)
+
+
+_HOLDERS = Prepared(_holders)

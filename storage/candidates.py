@@ -6,6 +6,7 @@ image has no live file are left out, and the search widens until k live images a
 left.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
 
-from storage.dead import entered_rows, live_rows, rows_at
-from storage.errors import PartError
+from storage.dead import entered_rows, rows_at
 from storage.exact import is_in, search_exact
+from storage.ranking import Line, Living, Neighbour, best_first, find_living
 from storage.reading import Rows, Snapshot
-from storage.vectors import off_unit
 
 if TYPE_CHECKING:
     from storage.generation import Loaded
@@ -35,8 +35,6 @@ NARROW_SHARE = 0.05
 """What leaves less is searched exactly: a graph's recall falls to a third there."""
 LEAST_LIVE = 0.1
 """Where fewer candidates live, those that do lie so far out that a graph misses nearer ones."""
-RESCORED = 8192
-"""Vectors in memory at once while candidates are rescored."""
 EFFORT = ("nprobe", "efSearch")
 MOST_EFFORT = 16
 
@@ -53,23 +51,28 @@ class Candidates:
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbour:
-    """One image near a query; the score is the cosine."""
-
-    row: int
-    image_id: int
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
 class Wish:
-    """What the caller asked for."""
+    """What is asked: the k nearest live images of each query.
+
+    Parameters
+    ----------
+    xq
+        Queries, shape ``(nq, d)``, float32, unit length.
+    k
+        How many images, at least 1.
+    under
+        Absolute path: only images with a live file there or below, also one that a manifest names.
+    min_score
+        Only images with at least this cosine.
+    exclude_image
+        For each query an image that is not wanted, or None.
+    """
 
     xq: FloatArray
     k: int
-    under: bytes | None
-    min_score: float | None
-    exclude_image: Sequence[int | None]
+    under: bytes | None = None
+    min_score: float | None = None
+    exclude_image: Sequence[int | None] | None = None
 
 
 def fetch_width(k: int, n: int) -> int:
@@ -81,13 +84,20 @@ class Search:
     """One search inside one transaction."""
 
     def __init__(
-        self, conn: Connection, view: Snapshot, rows: Rows, loaded: "Loaded | None", wish: Wish
+        self,
+        conn: Connection,
+        view: Snapshot,
+        rows: Rows,
+        loaded: "Loaded | None",
+        wish: Wish,
+        living: Living,
     ) -> None:
         self._conn = conn
         self._view = view
         self._rows = rows
         self._loaded = loaded
         self._wish = wish
+        self._living = living
         self._most = view.n + 1  # one more than there are: whoever finds fewer has found all
         self._fetch = fetch_width(wish.k, view.n)
         self._live: RowArray | None = None
@@ -101,44 +111,45 @@ class Search:
             candidates = attempt(wish.xq[lacking]) if lacking else None
             if candidates is None:
                 continue
-            both = np.concatenate([candidates.indexed, candidates.compared], axis=1)
-            live = live_rows(self._conn, self._view.space.id, np.unique(both[both >= 0]))
+            pairs = [self._lines(query, candidates, at) for at, query in enumerate(lacking)]
+            find_living([line for pair in pairs for line in pair], self._living)
             still = []
             for at, query in enumerate(lacking):
-                hits[query] = self._rescored(query, both[at], live)
-                if not self._settled(hits[query], candidates, at):
+                indexed, compared = pairs[at]
+                hits[query] = _merged(indexed.hits, compared.hits, wish.k)
+                if not self._settled(indexed, compared, candidates, at):
                     still.append(query)
             lacking = still
         floor = -np.inf if wish.min_score is None else wish.min_score
-        return [[hit for hit in found[: wish.k] if hit.score >= floor] for found in hits]
+        return [[hit for hit in found if hit.score >= floor] for found in hits]
 
-    def _settled(self, found: list[Neighbour], candidates: Candidates, at: int) -> bool:
+    def _lines(self, query: int, candidates: Candidates, at: int) -> tuple[Line, Line]:
+        return (
+            self._line(query, candidates.indexed[at], LEAST_LIVE),
+            self._line(query, candidates.compared[at], 0),
+        )
+
+    def _line(self, query: int, rows: RowArray, least: float) -> Line:
+        wish = self._wish
+        rows = rows[rows >= 0]
+        need = max(wish.k, math.ceil(least * len(rows)))
+        best = best_first(self._rows, rows, wish.xq[query], self._living)
+        unwanted = None if wish.exclude_image is None else wish.exclude_image[query]
+        return Line(*best, len(rows), need, unwanted)
+
+    def _settled(self, indexed: Line, compared: Line, candidates: Candidates, at: int) -> bool:
         """Say whether index and comparison, each by itself, have no nearer live row to offer."""
-        compared, indexed = candidates.compared[at], candidates.indexed[at]
-        if compared[-1] >= 0 and not self._enough(found, compared):
+        if candidates.compared[at][-1] >= 0 and not self._enough(compared, 0):
             return False  # not all of them are here
-        return not len(indexed) or self._enough(found, indexed, LEAST_LIVE)
+        return not candidates.indexed.shape[1] or self._enough(indexed, LEAST_LIVE)
 
-    def _enough(self, found: list[Neighbour], rows: RowArray, least: float = 0) -> bool:
-        wish, own = self._wish, set(rows[rows >= 0].tolist())
-        hits = [hit for hit in found if hit.row in own]
-        if len(hits) < least * len(own):
+    def _enough(self, line: Line, least: float) -> bool:
+        wish = self._wish
+        if len(line.hits) < least * line.offered:
             return False
         # What a wider search adds is farther away than what is here.
-        too_far = wish.min_score is not None and hits and hits[-1].score < wish.min_score
-        return bool(too_far) or len(hits) >= wish.k
-
-    def _rescored(self, query: int, rows: RowArray, live: dict[int, int]) -> list[Neighbour]:
-        """Return the live candidates by true cosine, nearest first."""
-        unwanted = self._wish.exclude_image[query]
-        own = sorted({row for row in rows.tolist() if live.get(row, unwanted) != unwanted})
-        q = self._wish.xq[query].astype(np.float64)
-        scores = np.empty(len(own), np.float32)
-        for start in range(0, len(own), RESCORED):
-            some = slice(start, start + RESCORED)
-            scores[some] = _cosines(own[some], self._rows.gather(own[some]), q)
-        order = np.lexsort((own, -scores))
-        return [Neighbour(own[at], live[own[at]], float(scores[at])) for at in order]
+        too_far = wish.min_score is not None and line.hits and line.hits[-1].score < wish.min_score
+        return bool(too_far) or len(line.hits) >= wish.k
 
     def _attempts(self) -> Iterator[Attempt]:
         """Yield ways to find candidates; the last one misses no live row."""
@@ -202,28 +213,26 @@ class Search:
     ) -> RowArray:
         from storage.index import search_index
 
-        parameters = {
-            name: round(value * min(effort, MOST_EFFORT)) if name in EFFORT else value
-            for name, value in loaded.generation.parameters.items()
-        }
+        parameters = loaded.generation.parameters
+        if effort != 1:
+            parameters = {
+                name: round(value * min(effort, MOST_EFFORT)) if name in EFFORT else value
+                for name, value in parameters.items()
+            }
         _, positions = search_index(loaded.index, parameters, xq, fetch, selector)
         return np.where(positions >= 0, loaded.rowmap[positions], -1)
 
     def _tail(
         self, loaded: "Loaded", xq: FloatArray, fetch: int, allowed: RowArray | None = None
     ) -> RowArray:
+        if loaded.generation.row_end == self._view.next_row:
+            return np.full((len(xq), 1), -1, np.int64)
         blocks = self._rows.blocks(loaded.generation.row_end, rows=allowed)
         return search_exact(blocks, xq, fetch)[1]
 
 
-def _cosines(rows: Sequence[int], x: FloatArray, q: npt.NDArray[np.float64]) -> FloatArray:
-    """Return the cosines of ``x``, shape ``(n, d)``, with ``q``; float16 is not of unit length."""
-    exact = x.astype(np.float64)
-    lengths, far = off_unit(exact)
-    if len(far):  # one flipped bit can make an image everybody's nearest
-        raise PartError(
-            f"the vector of row {rows[far[0]]} is damaged, its length is {lengths[far[0]]:.6g}; "
-            "`lookalike check --deep --repair` sorts it out"
-        )
-    cosines = np.einsum("nd,d->n", exact, q) / (lengths * np.sqrt(q @ q))
-    return np.asarray(cosines, np.float32).clip(-1, 1)
+def _merged(some: list[Neighbour], others: list[Neighbour], k: int) -> list[Neighbour]:
+    """Return the k nearest of two lists that are in order each."""
+    if not others or not some:
+        return (some or others)[:k]
+    return sorted(some + others, key=lambda hit: (-hit.score, hit.row))[:k]

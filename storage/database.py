@@ -141,8 +141,8 @@ def _sqlite_engine(path: str, *, write: bool, migrate: bool) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        connection.exec_driver_sql(options.get(BEGIN, "BEGIN"))
+        driver: Any = connection.connection.driver_connection
+        driver.execute(connection.get_execution_options().get(BEGIN, "BEGIN"))
 
     return engine
 

@@ -11,6 +11,7 @@ I positions.
 import os
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import faiss
 import numpy as np
@@ -28,6 +29,7 @@ __all__ = [
     "load_index",
     "only",
     "search_index",
+    "search_parameters",
     "spec_of",
     "write_index",
 ]
@@ -130,7 +132,7 @@ def search_index(
         raise ValueError(f"the index has dimension {index.d}, the queries are {xq.shape}")
     k = min(k, index.ntotal)
     try:
-        D, I = index.search(xq, k, params=_search_parameters(index, parameters, selector))  # noqa: E741, N806
+        D, I = index.search(xq, k, params=search_parameters(index, parameters, selector))  # noqa: E741, N806
     except RuntimeError as error:
         if selector is not None:
             raise SelectorRefused(f"{type(index).__name__} takes no selector") from error
@@ -146,6 +148,23 @@ def only(positions: RowArray) -> faiss.IDSelector:
 def all_but(positions: RowArray) -> faiss.IDSelector:
     """Return a selector of every position but these."""
     return faiss.IDSelectorNot(only(positions))
+
+
+def search_parameters(
+    index: faiss.Index, parameters: Mapping[str, Any], selector: faiss.IDSelector | None = None
+) -> Any:
+    """Return what FAISS takes for ``params``; kept where nothing but the queries changes."""
+    if selector is not None:
+        return _search_parameters(index, parameters, selector)
+    kept = _KEPT.get(index)
+    if kept is None or kept[0] is not parameters:
+        kept = parameters, _search_parameters(index, parameters, None)
+        _KEPT[index] = kept
+    return kept[1]
+
+
+_KEPT: WeakKeyDictionary[faiss.Index, tuple[Mapping[str, Any], Any]] = WeakKeyDictionary()
+"""By identity of the parameters: a search of a millisecond should not make them anew."""
 
 
 def _search_parameters(

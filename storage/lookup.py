@@ -3,16 +3,20 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from sqlalchemy import Connection
 
-from storage.candidates import Neighbour, Search, Wish
+from storage.candidates import Search, Wish
 from storage.catalog import Catalog
+from storage.dead import live_rows
 from storage.errors import IndexFileError
 from storage.kinds import FLAT_BELOW
-from storage.reading import Rows, Snapshot, again_if_missing, open_store, snapshot_in
+from storage.ranking import Living, Neighbour
+from storage.reading import Rows, Snapshot, Watched, again_if_missing, open_store
 from storage.spaces import SpaceInfo
 from storage.vectors import off_unit
 
@@ -53,6 +57,7 @@ class Lookup:
         self.catalog = catalog
         self.space = space
         self.exact_below = exact_below
+        self._watched = Watched(space)
         self._rows: Rows | None = None
         self._loaded: tuple[str, Loaded | str] = ("", "")
         self._lock = threading.Lock()
@@ -97,26 +102,57 @@ class Lookup:
         SpaceError
             The space was dropped.
         """
-        queries = _checked(np.asarray(xq, dtype=np.float32), self.space.dim)
-        if k < 1:
-            raise ValueError(f"k is {k}, it must be at least 1")
-        if exclude_image is None:
-            exclude_image = [None] * len(queries)
-        if len(exclude_image) != len(queries):
-            raise ValueError(f"{len(exclude_image)} images to exclude for {len(queries)} queries")
-        wish = Wish(queries, k, under, min_score, exclude_image)
-        return again_if_missing(lambda: self._nearest(wish))
+        wish = Wish(np.ascontiguousarray(xq, dtype=np.float32), k, under, min_score, exclude_image)
 
-    def _nearest(self, wish: Wish) -> Found:
+        def attempt() -> Found:
+            with self.catalog.read() as conn:
+                return self.nearest_in(conn, wish)
+
+        return again_if_missing(attempt)
+
+    def nearest_in(self, conn: Connection, wish: Wish, living: Living | None = None) -> Found:
+        """Return what `nearest` does, as an open transaction sees it.
+
+        The caller tries once more, with another transaction, where a file was gone
+        (``storage.reading.again_if_missing``).
+
+        Parameters
+        ----------
+        conn
+            The transaction.
+        wish
+            What is asked.
+        living
+            Says which rows live, by the same transaction; without it the catalog does.
+        """
+        _check(wish, self.space.dim)
+        if living is None:
+            living = partial(live_rows, conn, self.space.id)
         warnings: list[str] = []
-        with self.catalog.read() as conn:
-            view = snapshot_in(conn, self.space)
-            search = Search(conn, view, self._rows_of(view), self._index_of(view, warnings), wish)
-            return Found(search.run(), warnings)
+        view = self._watched.snapshot_in(conn)
+        rows, index = self._rows_of(view), self._index_of(view, warnings)
+        return Found(Search(conn, view, rows, index, wish, living).run(), warnings)
+
+    def vectors_in(self, conn: Connection, rows: npt.ArrayLike) -> FloatArray:
+        """Return the stored vectors of some rows, as an open transaction sees them.
+
+        Returns
+        -------
+        array
+            Shape ``(n, d)``, float32, in the order of ``rows``.
+
+        Raises
+        ------
+        PartError
+            A part is missing or not what the catalog says, or no part holds a row.
+        SpaceError
+            The space was dropped.
+        """
+        return self._rows_of(self._watched.snapshot_in(conn)).gather(rows)
 
     def _rows_of(self, view: Snapshot) -> Rows:
         with self._lock:
-            if self._rows is None or self._rows.parts != view.parts:
+            if self._rows is None or self._rows.parts is not view.parts:
                 self._rows = Rows(open_store(self.catalog, self.space), view.parts)
             return self._rows
 
@@ -144,10 +180,14 @@ class Lookup:
         return loaded
 
 
-def _checked(xq: FloatArray, d: int) -> FloatArray:
+def _check(wish: Wish, d: int) -> None:
+    xq = wish.xq
     if xq.ndim != 2 or xq.shape[1] != d:
         raise ValueError(f"the space has dimension {d}, the queries are of shape {xq.shape}")
-    norms, far = off_unit(xq)
+    norms, far = off_unit(xq.astype(np.float64))
     if len(far):
         raise ValueError(f"query {far[0]} has norm {norms[far[0]]:.6g} instead of 1")
-    return np.ascontiguousarray(xq)
+    if wish.k < 1:
+        raise ValueError(f"k is {wish.k}, it must be at least 1")
+    if wish.exclude_image is not None and len(wish.exclude_image) != len(xq):
+        raise ValueError(f"{len(wish.exclude_image)} images to exclude for {len(xq)} queries")

@@ -1,32 +1,35 @@
-"""One consistent view of a space, and its vectors by row."""
+"""One consistent view of a space."""
 
-import itertools
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, Select, bindparam, func, select
 
 from storage.catalog import Catalog
 from storage.errors import IndexFileError, PartError, SpaceError
-from storage.npy import Array
+from storage.prepared import Prepared
+from storage.rows import FloatArray, RowArray, Rows
 from storage.spaces import SpaceInfo
 from storage.tables import Generation, Part, Space
 from storage.vectors import PartInfo, VectorStore
 
-T = TypeVar("T")
-RowArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float32]
+__all__ = [
+    "FloatArray",
+    "GenerationInfo",
+    "RowArray",
+    "Rows",
+    "Snapshot",
+    "Watched",
+    "again_if_missing",
+    "generation_paths",
+    "open_store",
+    "snapshot",
+    "snapshot_in",
+]
 
-BLOCK_ROWS = 65_536
-BLOCK_BYTES = 256 << 20
-OPEN_PARTS = 256
-"""Maps kept open: each holds a file descriptor, and a million images may be 3,000 parts."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,8 @@ class Snapshot:
     generation: GenerationInfo | None
     parts: tuple[PartInfo, ...]
     next_row: int
-
-    @property
-    def n(self) -> int:
-        """Vectors in the parts, dead ones included."""
-        return sum(part.n for part in self.parts)
+    n: int
+    """Vectors in the parts, dead ones included."""
 
 
 def snapshot(catalog: Catalog, space: SpaceInfo) -> Snapshot:
@@ -97,12 +97,51 @@ def snapshot_in(conn: Connection, space: SpaceInfo) -> Snapshot:
         .order_by(Generation.id.desc())
         .limit(1)
     ).first()
+    infos = tuple(PartInfo(*row) for row in parts)
     return Snapshot(
         space=space,
         generation=GenerationInfo(*newest) if newest else None,
-        parts=tuple(PartInfo(*row) for row in parts),
+        parts=infos,
         next_row=next_row,
+        n=sum(part.n for part in infos),
     )
+
+
+class Watched:
+    """A space's snapshot, which is read anew only where it has changed.  Threads may share it.
+
+    What is asked each time is one row: parts and generations are never changed but for their
+    states, and a number that was given to one is never given to another.
+    """
+
+    def __init__(self, space: SpaceInfo) -> None:
+        self.space = space
+        self._last: tuple[list[Any], Snapshot] | None = None
+
+    def snapshot_in(self, conn: Connection) -> Snapshot:
+        """Return what `snapshot_in` does, by the same transaction."""
+        stamp = [tuple(row) for row in _STAMP.rows(conn, space_id=self.space.id)]
+        last = self._last
+        if stamp and last is not None and last[0] == stamp:
+            return last[1]
+        view = snapshot_in(conn, self.space)
+        self._last = (stamp, view)
+        return view
+
+
+def _stamp(_: str) -> Select[Any]:
+    space_id: Any = bindparam("space_id")
+    parts = (Part.space_id == space_id, Part.state == "live")
+    generations = (Generation.space_id == space_id, Generation.state == "live")
+    numbers = (func.count(Part.id), func.max(Part.id), func.sum(Part.id))
+    return select(
+        Space.next_row,
+        select(func.max(Generation.id)).where(*generations).scalar_subquery(),
+        *(select(number).where(*parts).scalar_subquery() for number in numbers),
+    ).where(Space.id == space_id)
+
+
+_STAMP = Prepared(_stamp)
 
 
 def _columns(table: Any, info: type) -> Select[Any]:
@@ -126,126 +165,3 @@ def again_if_missing(attempt: Callable[[], T]) -> T:
 def open_store(catalog: Catalog, space: SpaceInfo) -> VectorStore:
     """Return the parts of a space in the catalog's home."""
     return VectorStore(catalog.home.space_dir(space.fingerprint), space.dim, space.dtype)
-
-
-class Rows:
-    """The vectors of some parts, by row.  Threads may share it.
-
-    Parameters
-    ----------
-    store
-        Where the files are.
-    parts
-        In the order of rows, without overlap.
-
-    Raises
-    ------
-    PartError
-        Here and in every method: a part is missing or not what the catalog says.
-    """
-
-    def __init__(self, store: VectorStore, parts: Sequence[PartInfo]) -> None:
-        self.store = store
-        self.parts = tuple(parts)
-        self.d = store.dim
-        self._starts = np.array([part.row_start for part in self.parts], dtype=np.int64)
-        self._open: OrderedDict[int, tuple[Array, RowArray]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def gather(self, rows: npt.ArrayLike) -> FloatArray:
-        """Return the vectors of ``rows``, shape ``(n,)``, int64, in any order.
-
-        Returns
-        -------
-        array
-            Shape ``(n, d)``, float32, in the order of ``rows``.
-        """
-        wanted = np.asarray(rows, dtype=np.int64)
-        out = np.empty((len(wanted), self.d), np.float32)
-        order = np.argsort(wanted, kind="stable")
-        which = np.searchsorted(self._starts, wanted[order], side="right") - 1
-        for number, at in _runs(which):
-            if number < 0:
-                raise _unknown(int(wanted[order[at.start]]))
-            x, places = self._at(number, wanted[order[at]])
-            out[order[at]] = x[places]
-        return out
-
-    def blocks(
-        self, row_start: int = 0, row_end: int | None = None, rows: RowArray | None = None
-    ) -> Iterator[tuple[RowArray, FloatArray]]:
-        """Yield vectors in the order of rows, in blocks of bounded size.
-
-        Parameters
-        ----------
-        row_start, row_end
-            Only rows in this range, the end excluded; None is no end.
-        rows
-            Only these rows, shape ``(n,)``, int64, ascending.  Each must exist.
-
-        Yields
-        ------
-        rows, vectors
-            Shapes ``(m,)`` int64 and ``(m, d)`` float32; m at most 65,536, and 256 MiB.  Where a
-            block is a stretch of a float32 part it is the map itself, without a copy.
-        """
-        most = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * self.d)))
-        end = row_end if row_end is not None else np.iinfo(np.int64).max
-        if rows is not None:
-            rows = rows[(rows >= row_start) & (rows < end)]
-            which = np.searchsorted(self._starts, rows, side="right") - 1
-            for number, at in _runs(which):
-                for start in range(at.start, at.stop, most):
-                    some = rows[start : min(start + most, at.stop)]
-                    if number < 0:
-                        raise _unknown(int(some[0]))
-                    yield some, _floats(*self._at(number, some))
-            return
-        for number, part in enumerate(self.parts):
-            if part.row_end <= row_start or part.row_start >= end:
-                continue
-            x, own = self._part(number)
-            first, last = np.searchsorted(own, [row_start, end])
-            for start in range(int(first), int(last), most):
-                stop = min(start + most, int(last))
-                yield own[start:stop], np.asarray(x[start:stop], dtype=np.float32)
-
-    def _at(self, number: int, rows: RowArray) -> tuple[Array, RowArray]:
-        """Return a part's map and the places of ``rows``, ascending, inside it."""
-        x, own = self._part(number)
-        places = np.searchsorted(own, rows)
-        missing = np.flatnonzero(own[np.minimum(places, len(own) - 1)] != rows)
-        if len(missing):
-            raise _unknown(int(rows[missing[0]]))
-        return x, places
-
-    def _part(self, number: int) -> tuple[Array, RowArray]:
-        with self._lock:
-            if number in self._open:
-                self._open.move_to_end(number)
-                return self._open[number]
-        part = self.parts[number]
-        opened = self.store.open(part), self.store.rows(part)
-        with self._lock:
-            self._open[number] = opened
-            if len(self._open) > OPEN_PARTS:
-                self._open.popitem(last=False)
-        return opened
-
-
-def _runs(values: npt.NDArray[np.intp]) -> Iterator[tuple[int, slice]]:
-    """Yield each stretch of equal values as (value, slice)."""
-    edges = np.flatnonzero(np.diff(values)) + 1
-    bounds = [0, *edges.tolist(), len(values)] if len(values) else [0]
-    for start, stop in itertools.pairwise(bounds):
-        yield int(values[start]), slice(start, stop)
-
-
-def _floats(x: Array, places: RowArray) -> FloatArray:
-    if places[-1] - places[0] == len(places) - 1:  # one stretch: no copy
-        return np.asarray(x[places[0] : places[-1] + 1], dtype=np.float32)
-    return np.asarray(x[places], dtype=np.float32)
-
-
-def _unknown(row: int) -> PartError:
-    return PartError(f"no part holds row {row}; `lookalike check --repair` sorts it out")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sqlalchemy import delete, update
 
-from storage import reading
+from storage import rows as reading
 from storage.dead import entered_rows, live_rows, rows_at
 from storage.errors import IndexFileError, PartError, SpaceError
 from storage.reading import Rows, again_if_missing, snapshot
