@@ -1,6 +1,8 @@
 """The forward pass on CUDA: half precision throughout, replayed as a graph, copies beside it."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -138,8 +140,7 @@ class _Graph:  # pragma: no cover - needs CUDA
         self._pixels = pixels.clone()
         aside = _stream()
         aside.wait_stream(torch.cuda.current_stream())
-        # The sizes stay the same: let cuDNN try which of its ways is the fastest.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        with _tried_out():
             with torch.cuda.stream(aside):
                 for _ in range(2):  # what is made at the first call must not be recorded
                     run(self._pixels)
@@ -153,6 +154,17 @@ class _Graph:  # pragma: no cover - needs CUDA
         self._pixels.copy_(pixels)
         self._graph.replay()
         return self._features.clone()
+
+
+@contextmanager
+def _tried_out() -> Iterator[None]:
+    """Let cuDNN try which of its ways is the fastest: the sizes stay the same."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 class Upload:
@@ -207,5 +219,12 @@ class Download:
         return found
 
 
-def _stream(device: torch.device | None = None) -> torch.cuda.Stream:  # pragma: no cover
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+def decoding_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """Return a stream whose small steps go before a forward pass's large ones; None off CUDA."""
+    return _stream(device, -1) if device.type == "cuda" else None
+
+
+def _stream(
+    device: torch.device | None = None, priority: int = 0
+) -> torch.cuda.Stream:  # pragma: no cover - needs CUDA
+    return torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from extractor import decode, gpu_decode
-from extractor.cuda import Upload
-from extractor.device import is_memory
+from extractor.cuda import Upload, decoding_stream
 from extractor.jpeg import Jpeg, plain
 from extractor.loader import Loaded
 from extractor.preprocess import Preprocess, pixels
@@ -27,6 +26,9 @@ _AGREEMENT: Final = 0.999
 """Cosine that every one of them must reach, or else the device decodes nothing."""
 _ALONE: Final = 0.9
 """The faster way does everything where it would do so much of it."""
+
+_first: Final[list[int]] = []
+"""torchvision keeps one decoder a process, for one device: the first here has it."""
 
 
 class DeviceDecoder:
@@ -62,7 +64,12 @@ class DeviceDecoder:
         self._preprocess = preprocess
         self._vectors = vectors
         self._upload = Upload(device)
+        self._stream = decoding_stream(device)
         self._due = 0.0
+        if self._stream is not None:  # pragma: no cover - needs CUDA
+            _first.append(device.index or 0)
+            if _first[0] != _first[-1]:
+                self.share = 0.0
 
     @property
     def fact(self) -> str:
@@ -127,12 +134,11 @@ class DeviceDecoder:
             rows = spans.pop()
             try:
                 some = [jpegs[i] for i in rows]
-                parts[rows] = gpu_decode.decoded(some, self._preprocess, self._device)
+                parts[rows] = self._there(some)
                 continue
-            except RuntimeError as error:  # nvJPEG does not say which of them is at fault
-                if is_memory(error) and len(rows) == 1:
-                    raise
-            if len(rows) > 1:
+            except RuntimeError:
+                pass
+            if len(rows) > 1:  # nvJPEG does not say which of them is at fault
                 spans += [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
                 continue
             got = self._canonical(jpegs[rows[0]])
@@ -141,6 +147,23 @@ class DeviceDecoder:
             elif got.failure is not None:
                 failures[rows[0]] = got.failure
         return parts, failures
+
+    def _there(self, jpegs: Sequence[Jpeg]) -> torch.Tensor:
+        """Decode on the device, beside the forward pass of another batch."""
+        if self._stream is None:
+            return gpu_decode.decoded(jpegs, self._preprocess, self._device)
+        return self._beside(jpegs, self._stream)  # pragma: no cover - needs CUDA
+
+    def _beside(
+        self, jpegs: Sequence[Jpeg], stream: torch.cuda.Stream
+    ) -> torch.Tensor:  # pragma: no cover - needs CUDA
+        now = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(stream):
+            found = gpu_decode.decoded(jpegs, self._preprocess, self._device)
+        # nvJPEG writes where the pictures before lay, and does not see whether they are read still.
+        stream.synchronize()
+        found.record_stream(now)
+        return found
 
     def _canonical(self, jpeg: Jpeg) -> Decoded:
         p = self._preprocess
@@ -159,10 +182,9 @@ class DeviceDecoder:
         None where the device refuses one of them, but not every JPEG.
         """
         try:
-            gpu_decode.decoded(jpegs, self._preprocess, self._device)  # the first time takes longer
+            self._there(jpegs)  # the first time takes longer
             started = time.perf_counter()
-            here = gpu_decode.decoded(jpegs, self._preprocess, self._device)
-            there = torch.from_numpy(self._vectors(here))
+            here = self._there(jpegs)
             device_s = time.perf_counter() - started
         except RuntimeError:
             return None if self._works() else 0.0
@@ -170,6 +192,7 @@ class DeviceDecoder:
         with ThreadPoolExecutor(_cores()) as pool:
             found = list(pool.map(self._canonical, jpegs))
         cores_s = time.perf_counter() - started
+        there = torch.from_numpy(self._vectors(here))
         good = [i for i, got in enumerate(found) if got.pixels is not None]
         if not good:
             return 0.0
@@ -183,7 +206,7 @@ class DeviceDecoder:
         grey = BytesIO()
         Image.new("RGB", (64, 64), "grey").save(grey, "JPEG")
         try:
-            gpu_decode.decoded([Jpeg(grey.getvalue(), 64, 64)], self._preprocess, self._device)
+            self._there([Jpeg(grey.getvalue(), 64, 64)])
         except RuntimeError:
             return False
         return True

@@ -39,12 +39,15 @@ class Jpeg:
         In pixels, as it is stored, before it is turned.
     orientation
         EXIF's, 1 to 8.
+    coarse
+        Whether its colours have half the width, and half the height, of its brightness.
     """
 
     data: bytes
     width: int
     height: int
     orientation: int = 1
+    coarse: tuple[bool, bool] = (False, False)
 
 
 def plain(data: bytes, target: int) -> Jpeg | None:
@@ -65,7 +68,7 @@ def plain(data: bytes, target: int) -> Jpeg | None:
     frame = segments and _size(data, segments.get(_BASELINE))
     if not segments or not frame:
         return None
-    width, height = frame
+    width, height, sampling = frame
     if width not in _SIDES or height not in _SIDES or min(width, height) >= 4 * target:
         return None
     if _ADOBE in segments and _transform(data, *segments[_ADOBE]) != 1:
@@ -73,7 +76,9 @@ def plain(data: bytes, target: int) -> Jpeg | None:
     if _PROFILE in segments and not _is_srgb(data, *segments[_PROFILE]):
         return None
     orientation = _orientation(data, *segments[_EXIF]) if _EXIF in segments else 1
-    return Jpeg(data, width, height, orientation) if orientation else None
+    if orientation is None:
+        return None
+    return Jpeg(data, width, height, orientation, (sampling >= 0x20, sampling & 0xF == 2))
 
 
 def _segments(data: bytes) -> dict[int, tuple[int, int]] | None:
@@ -96,8 +101,8 @@ def _segments(data: bytes) -> dict[int, tuple[int, int]] | None:
     return None
 
 
-def _size(data: bytes, frame: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return width and height of a frame of three components as they usually are."""
+def _size(data: bytes, frame: tuple[int, int] | None) -> tuple[int, int, int] | None:
+    """Return width, height and sampling of a frame of three components as they usually are."""
     if frame is None or frame[1] - frame[0] != 15:
         return None
     bits, height, width, components = _FRAME.unpack_from(data, frame[0])
@@ -106,7 +111,7 @@ def _size(data: bytes, frame: tuple[int, int] | None) -> tuple[int, int] | None:
         return None
     if planes[1] not in _LUMA or planes[4::3] != b"\x11\x11":
         return None
-    return width, height
+    return width, height, planes[1]
 
 
 def _transform(data: bytes, start: int, end: int) -> int:

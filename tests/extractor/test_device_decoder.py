@@ -85,6 +85,69 @@ def test_the_pictures_of_a_large_canvas_are_taken_in_turns(
     assert torch.equal(gpu_decode.decoded(files, p, CPU), at_once)
 
 
+def interpolated(colours: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Twice as many rows, as libjpeg makes them: three quarters of one, a quarter of the next."""
+    padded = np.pad(colours, ((1, 1), (0, 0)), "edge")
+    out = np.repeat(0.75 * colours, 2, axis=0)
+    out[0::2] += 0.25 * padded[:-2]
+    out[1::2] += 0.25 * padded[2:]
+    return out
+
+
+def as_rgb(y: NDArray[np.float64], cb: NDArray[np.float64], cr: NDArray[np.float64]) -> Image.Image:
+    height, width = y.shape
+    cb, cr = cb[:height, :width] - 128, cr[:height, :width] - 128
+    rgb = [y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb]
+    return Image.fromarray(np.rint(np.stack(rgb, axis=-1)).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (299, 201)])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_colours_in_blocks_are_interpolated(
+    monkeypatch: pytest.MonkeyPatch, width: int, height: int, orientation: int
+) -> None:
+    p, chance = Preprocess(), np.random.default_rng(width)
+    y = chance.uniform(90, 160, (height, width))
+    half = -(-height // 2), -(-width // 2)
+    colours = [chance.uniform(100, 156, half) for _ in range(2)]
+    blocks = as_rgb(y, *(c.repeat(2, axis=0).repeat(2, axis=1) for c in colours))
+    smooth = as_rgb(y, *(interpolated(interpolated(c).T).T for c in colours))
+    turned = saved(smooth, "PNG", exif=with_orientation(orientation))
+    truth = canonical(turned, p).astype(int)
+    monkeypatch.setattr(
+        gpu_decode,
+        "_raw",
+        lambda _jpegs, _device: [torch.from_numpy(np.array(blocks)).permute(2, 0, 1)],
+    )
+    off = {}
+    for said in (False, True):
+        monkeypatch.setattr(gpu_decode, "leaves_blocks", lambda _device, said=said: said)
+        jpeg = Jpeg(b"", width, height, orientation, (True, True))
+        found = gpu_decode.decoded([jpeg], p, CPU)[0].numpy()
+        off[said] = np.abs(found - truth).mean()
+    assert off[True] < 0.5
+    assert off[False] > 2
+
+
+def test_this_decoder_interpolates_and_one_that_does_not_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not gpu_decode.leaves_blocks(CPU)
+    raw = gpu_decode._raw
+
+    def blocks(jpegs: Sequence[Jpeg], device: torch.device) -> list[torch.Tensor]:
+        """Take one colour in each block: what is left of brightness is of no matter here."""
+        return [
+            x[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2)
+            for x in raw(jpegs, device)
+        ]
+
+    monkeypatch.setattr(gpu_decode, "_raw", blocks)
+    gpu_decode.leaves_blocks.cache_clear()
+    assert gpu_decode.leaves_blocks(CPU)
+    gpu_decode.leaves_blocks.cache_clear()
+
+
 @pytest.mark.parametrize(
     "p",
     [

@@ -22,7 +22,8 @@ def jpeg(**options: object) -> bytes:
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 def test_the_usual_ones_are_plain(subsampling: int) -> None:
     data = jpeg(subsampling=subsampling, comment=b"a comment", dpi=(300, 300))
-    assert plain(data, TARGET) == Jpeg(data, 120, 90, 1)
+    coarse = ((False, False), (True, False), (True, True))[subsampling]
+    assert plain(data, TARGET) == Jpeg(data, 120, 90, 1, coarse)
 
 
 @pytest.mark.parametrize("value", range(1, 9))
