@@ -7,9 +7,9 @@ there are.
 import errno
 import heapq
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from operator import attrgetter
+from typing import NamedTuple, TypeVar
 
 from storage.scan import SEP, FileStat, Signature, Unreadable
 
@@ -41,8 +41,7 @@ class Reason(StrEnum):
     MISSING = "missing"
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """A file as the catalog knows it.
 
     ``state`` is ``live``, ``missing`` or ``excluded``; ``hashed`` says whether the bytes were read
@@ -59,8 +58,7 @@ class Known:
     line: tuple[bytes | None, str | None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a scan says about one file.
 
     ``known`` is None for `Reason.NEW`; ``seen`` is None for `Reason.MISSING` and
@@ -96,9 +94,9 @@ class Unlisted:
 
 def position(item: FileStat | Unreadable) -> bytes:
     """Give the place of an item in a walk; a folder stands where its children would."""
-    if isinstance(item, Unreadable) and item.is_dir and item.path:
-        return item.path + SEP
-    return item.path
+    if isinstance(item, FileStat) or not item.is_dir or not item.path:
+        return item.path
+    return item.path + SEP
 
 
 def with_unlisted(
@@ -164,35 +162,37 @@ def diff(
             unlisted.meet(item)
 
 
+_END: tuple[bytes, None] = b"", None
+
+
 def _outer_join(
     known: Iterable[Known], seen: Iterable[FileStat | Unreadable]
 ) -> Iterator[tuple[Known | None, FileStat | Unreadable | None]]:
-    rows = _ascending(known, lambda row: row.path)
-    row = next(rows, None)
-    for item in _ascending(seen, position):
-        place = position(item)
-        while row is not None and row.path < place:
+    rows = _placed(known, attrgetter("path"))
+    path, row = next(rows, _END)
+    for place, item in _placed(seen, position):
+        while row is not None and path < place:
             yield row, None
-            row = next(rows, None)
-        if row is not None and row.path == place:
+            path, row = next(rows, _END)
+        if row is not None and path == place:
             yield row, item
-            row = next(rows, None)
+            path, row = next(rows, _END)
         else:
             yield None, item
     while row is not None:
         yield row, None
-        row = next(rows, None)
+        path, row = next(rows, _END)
 
 
-def _ascending(items: Iterable[T], place: Callable[[T], bytes]) -> Iterator[T]:
-    """Pass the items on and raise ValueError where one does not come after the one before."""
+def _placed(items: Iterable[T], place: Callable[[T], bytes]) -> Iterator[tuple[bytes, T]]:
+    """Pass the items on with their places; raise ValueError where one does not ascend."""
     last: bytes | None = None
     for item in items:
         here = place(item)
         if last is not None and here <= last:
             raise ValueError(f"not sorted by path: {here!r} comes after {last!r}")
         last = here
-        yield item
+        yield here, item
 
 
 def _difference(row: Known | None, item: FileStat) -> Reason | None:

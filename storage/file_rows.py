@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Select, and_, bindparam, case, delete, select, update
 
+from storage.bulk import insert_rows
 from storage.catalog import Catalog
 from storage.changes import Change, Known, Reason
 from storage.leases import Lease, check_lease
+from storage.pending import HASHED, SEEN
 from storage.roots import RootInfo, display, within
 from storage.runs import claim, release
 from storage.scan import FileStat, Signature
@@ -20,6 +22,18 @@ PAGE = 5_000
 """Rows of one page read, and of one write transaction."""
 GRACE_S = 30 * 24 * 3600.0
 """How long the catalog remembers a missing file, and keeps the vector of its image."""
+
+NEW = (
+    File.root_id,
+    File.path,
+    File.display,
+    File.state,
+    File.first_seen_at,
+    File.source,
+    File.label,
+    *SEEN,
+)
+"""Columns of `_new_row`; the others are null, or false."""
 
 
 def known_files(
@@ -34,40 +48,38 @@ def known_files(
     lines
         Whether to give source and label for comparison, as for a manifest.
     """
-    query = (
-        select(
-            File.id,
-            File.path,
-            File.state,
-            File.trusted,
-            File.source,
-            File.label,
-            File.seen_size_bytes,
-            File.seen_mtime_ns,
-            File.seen_ctime_ns,
-            File.seen_inode,
-            File.digest_size_bytes,
-            File.digest_mtime_ns,
-            File.digest_ctime_ns,
-            File.digest_inode,
-        )
-        .where(File.root_id == root_id)
-        .order_by(File.path)
-        .limit(PAGE)
-    )
+    query = _comparable(root_id, lines=lines)
     if under:
         query = query.where(within(File.path, under))
-    page = query
+    page, new = query, tuple.__new__
     while True:
         with catalog.read() as conn:
-            rows = conn.execute(page).all()
-        for file_id, path, state, trusted, source, label, *stats in rows:
-            line = (source, label) if lines else None
-            seen = Signature(*stats[:4])
-            yield Known(file_id, path, seen, state, trusted, stats[:4] == stats[4:], line)
+            rows = _plain(conn, page)
+        for row in rows:
+            file_id, path, size, mtime, ctime, inode, state, trusted, hashed = row[:9]
+            sig = new(Signature, (size, mtime, ctime, inode))
+            line = row[9:] if lines else None
+            yield new(Known, (file_id, path, sig, state, trusted == 1, hashed == 1, line))
         if len(rows) < PAGE:
             return
-        page = query.where(File.path > rows[-1].path)
+        page = query.where(File.path > rows[-1][1])
+
+
+def _comparable(root_id: int, *, lines: bool) -> Select[Any]:
+    """Return the query for a page of what a scan compares, ordered by path."""
+    hashed = and_(*(seen == read for seen, read in zip(SEEN, HASHED, strict=True)))
+    columns = (File.id, File.path, *SEEN, File.state, File.trusted, case((hashed, 1), else_=0))
+    told = (File.source, File.label) if lines else ()
+    return select(*columns, *told).where(File.root_id == root_id).order_by(File.path).limit(PAGE)
+
+
+def _plain(conn: Connection, query: Select[Any]) -> list[tuple[Any, ...]]:
+    """Return what a query finds as the driver gives it: SQLAlchemy's rows take half as long again.
+
+    So a truth value is 0 or 1 on SQLite.
+    """
+    with conn.execute(query) as found:
+        return list(found.cursor.fetchall())
 
 
 def apply_changes(
@@ -177,7 +189,8 @@ def _write(conn: Connection, root_id: int, changes: list[Change], now: float) ->
     news, updates, losses = [], [], []
     for change in changes:
         if change.known is None:
-            news.append(_new_row(root_id, change, now))
+            assert change.seen is not None  # noqa: S101 -- what is not known was seen
+            news.append(_new_row(root_id, change.seen, now))
         elif change.seen is not None:
             updates.append({"file": change.known.file_id, **_seen_values(change.seen)})
         else:
@@ -194,23 +207,16 @@ def _write(conn: Connection, root_id: int, changes: list[Change], now: float) ->
     for some in sliced(sorted(row["file"] for row in (*updates, *losses))):
         conn.execute(select(File.id).where(File.id.in_(some)).order_by(File.id).with_for_update())
     if news:
-        conn.execute(insert(File), news)
+        insert_rows(conn, NEW, news)
     if updates:
         conn.execute(this.values(state="live", missing_since=None), updates)
     if losses:
         conn.execute(this, losses)
 
 
-def _new_row(root_id: int, change: Change, now: float) -> dict[str, Any]:
-    assert change.seen is not None  # noqa: S101 -- what is not known was seen
-    return {
-        "root_id": root_id,
-        "path": change.path,
-        "display": display(change.path),
-        "state": "live",
-        "first_seen_at": now,
-        **_seen_values(change.seen),
-    }
+def _new_row(root_id: int, seen: FileStat, now: float) -> tuple[Any, ...]:
+    path, sig, source, label = seen
+    return root_id, path, display(path), "live", now, source, label, *sig
 
 
 def _seen_values(seen: FileStat) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from storage.guard import (
 from storage.leases import Lease, check_lease
 from storage.manifest import read_manifest
 from storage.places import Place
-from storage.recognition import count_live
+from storage.recognition import any_live, count_live
 from storage.roots import RootInfo, display
 from storage.runs import claim, release
 from storage.scan import SEP, FileStat, Unreadable, walk
@@ -35,6 +35,8 @@ __all__ = ["ScanResult", "apply_changes", "known_files", "scan_root"]
 
 LOSSES = frozenset({Reason.MISSING, Reason.EXCLUDED})
 MAX_UNREADABLE = 100
+SAY_EVERY = 100
+"""Files between two calls of ``progress``: often enough for a stop on a slow network disk."""
 NOT_MOUNTED = "nothing is mounted there now"
 FUTURE_MARGIN_NS = 60_000_000_000
 """A clock that runs a minute ahead is no picture from the future."""
@@ -89,8 +91,8 @@ def scan_root(  # noqa: PLR0913 -- two say where, four how, one tells how far
     lease
         The run's; it holds the root while it is scanned.
     progress
-        Told how many files were seen so far, after each of them, and again between those that are
-        written.  What it raises ends the scan; what was written before stays.
+        Told how many files were seen so far, after every 100 of them, and again between those that
+        are written.  What it raises ends the scan; what was written before stays.
 
     Raises
     ------
@@ -133,18 +135,17 @@ class _Scan:
         started = time.monotonic()
         root, catalog = self.root, self.catalog
         place = preflight(catalog, root, confirm_missing=self.confirm)
-        known_live = count_live(catalog, root) if root.id else 0
+        # Only a root that has something to lose waits for the end of the walk.
+        wait = bool(root.id) and any_live(catalog, root)
         if place is not None and root.id and not self.confirm:
             self.unmounted = unmounted_inside(catalog, root, place)
         with Spool() as held:
-            # Only a root that has something to lose waits for the end of the walk.
-            wait = known_live > 0
             at_once = self._changes(held, wait=wait, dry=dry)
             if dry:
                 self.reasons.update(change.reason.value for change in at_once)
             else:
                 self.reasons.update(apply_changes(catalog, root, at_once, lease=lease))
-            self._guard(known_live, place)
+            self._guard(place)
             if not dry:
                 self.reasons.update(apply_changes(catalog, root, self._told(held), lease=lease))
                 self._finish(lease, place)
@@ -177,15 +178,19 @@ class _Scan:
         if root.kind == "manifest":
             items = read_manifest(root.path)
         else:
-            walked = walk(root.path, excludes=root.excludes, under=root.under, skip=self.skip)
-            items = with_unlisted(walked, self.unmounted)
+            items = walk(root.path, excludes=root.excludes, under=root.under, skip=self.skip)
+            if self.unmounted:
+                items = with_unlisted(items, self.unmounted)
         for item in items:
-            if isinstance(item, Unreadable):
-                self._note(item)
-            else:
+            if isinstance(item, FileStat):
                 self.scanned += 1
-                self.future += max(item.sig.mtime_ns, item.sig.ctime_ns) > latest_ns
-                self._say()
+                sig = item.sig
+                if sig.mtime_ns > latest_ns or sig.ctime_ns > latest_ns:
+                    self.future += 1
+                if not self.scanned % SAY_EVERY:
+                    self._say()
+            else:
+                self._note(item)
             yield item
 
     def _told(self, held: Spool) -> Iterator[Change]:
@@ -214,9 +219,10 @@ class _Scan:
             joint = b": " if self.root.kind == "manifest" else SEP
             self.unreadable.append((display(self.root.path + joint + item.path), trouble))
 
-    def _guard(self, known_live: int, place: Place | None) -> None:
+    def _guard(self, place: Place | None) -> None:
         """Look at the root once more, and at what it lost."""
         name = self.root.display
+        known_live = count_live(self.catalog, self.root) if self.lost else 0
         if self.lost and not self.scanned and not self.confirm:
             raise RootUnavailable(lost_message(name, self.lost, known_live))
         guard_losses(known_live, self.lost, self.confirm, name=name)

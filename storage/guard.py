@@ -13,7 +13,7 @@ from dataclasses import replace
 from storage.catalog import Catalog
 from storage.errors import RootUnavailable
 from storage.places import Place, lost_mounts
-from storage.recognition import LOSS_FLOOR, count_live, recorded_place, refuse_stranger
+from storage.recognition import LOSS_FLOOR, any_live, count_live, recorded_place, refuse_stranger
 from storage.roots import RootInfo, display, inside
 
 
@@ -73,7 +73,7 @@ def unmounted_inside(catalog: Catalog, root: RootInfo, place: Place) -> list[byt
                 "changed. Mount it; if it is gone for good: lookalike index --confirm-missing"
             )
         concerned = not root.under or inside(path, root.under)
-        if concerned and count_live(catalog, replace(root, under=path)):
+        if concerned and any_live(catalog, replace(root, under=path)):
             found.append(path)
     return found
 

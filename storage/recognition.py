@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import ColumnElement, Connection, and_, func, select
 
 from storage.catalog import Catalog
 from storage.changes import GONE
@@ -51,11 +51,19 @@ class Sampled:
 
 def count_live(catalog: Catalog, root: RootInfo) -> int:
     """Return how many live files are known in the root, or below its ``under``."""
-    query = select(func.count()).where(File.root_id == root.id, File.state == "live")
-    if root.under:
-        query = query.where(within(File.path, root.under))
     with catalog.read() as conn:
-        return conn.execute(query).scalar_one()
+        return conn.execute(select(func.count()).where(*_live(root))).scalar_one()
+
+
+def any_live(catalog: Catalog, root: RootInfo) -> bool:
+    """Say whether a live file is known in the root, or below its ``under``; found at once."""
+    with catalog.read() as conn:
+        return conn.execute(select(File.id).where(*_live(root)).limit(1)).first() is not None
+
+
+def _live(root: RootInfo) -> list[ColumnElement[bool]]:
+    below = [within(File.path, root.under)] if root.under else []
+    return [File.root_id == root.id, File.state == "live", *below]
 
 
 def recorded_place(catalog: Catalog, root: RootInfo) -> Place | None:

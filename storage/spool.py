@@ -8,7 +8,6 @@ unnamed temporary file of JSON lines.
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import astuple
 from types import TracebackType
 from typing import Any
 
@@ -67,14 +66,14 @@ def _known(change: Change) -> list[Any]:
     if known is None:
         return [None]
     line = known.line and [known.line[0] and _text(known.line[0]), known.line[1]]
-    return [[known.file_id, astuple(known.seen), known.state, known.trusted, known.hashed, line]]
+    return [[known.file_id, known.seen, known.state, known.trusted, known.hashed, line]]
 
 
 def _seen(change: Change) -> list[Any]:
     seen = change.seen
     if seen is None:
         return [None]
-    return [[astuple(seen.sig), seen.source and _text(seen.source), seen.label]]
+    return [[seen.sig, seen.source and _text(seen.source), seen.label]]
 
 
 def _row(path: bytes, known: list[Any]) -> Known:

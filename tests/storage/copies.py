@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import insert
@@ -69,7 +68,7 @@ def enter_copies(
 
 
 def _file(root: RootInfo, path: bytes, image_id: int | None, mtime_ns: int) -> dict[str, Any]:
-    stat = {**asdict(SIG), "mtime_ns": mtime_ns}
+    stat = {**SIG._asdict(), "mtime_ns": mtime_ns}
     return {
         "root_id": root.id,
         "path": path,

@@ -2,7 +2,6 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ SIG = Signature(size_bytes=10, mtime_ns=20, ctime_ns=30, inode=40)
 
 def known(path: bytes, state: str = "live", sig: Signature = SIG, **more: Any) -> Known:
     settled = Known(1, path, sig, state, trusted=True, hashed=True)
-    return replace(settled, **more)
+    return settled._replace(**more)
 
 
 def reasons(changes: Iterable[Change]) -> list[tuple[bytes, str]]:

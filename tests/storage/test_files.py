@@ -447,7 +447,7 @@ def test_a_racy_line_takes_its_new_label(catalog: Catalog, tmp_path: Path) -> No
     assert known.line == (b"/x", "cat")
     same = Change(b"x", Reason.RACY, known, seen)
     assert apply_changes(catalog, root, [same]) == {"racy": 1}
-    apply_changes(catalog, root, [replace(same, seen=replace(seen, label="dog"))])
+    apply_changes(catalog, root, [same._replace(seen=seen._replace(label="dog"))])
     (known,) = known_files(catalog, root.id, lines=True)
     assert known.line == (b"/x", "dog")
 
@@ -503,8 +503,8 @@ known_rows = st.builds(
 @st.composite
 def changes(draw: st.DrawFn) -> Change:
     path = draw(paths)
-    known = draw(st.none() | known_rows.map(lambda row: replace(row, path=path)))
-    seen = draw(st.none() | stats.map(lambda stat: replace(stat, path=path)))
+    known = draw(st.none() | known_rows.map(lambda row: row._replace(path=path)))
+    seen = draw(st.none() | stats.map(lambda stat: stat._replace(path=path)))
     return Change(path, draw(st.sampled_from(Reason)), known, seen)
 
 
