@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, case, exists, false, func, or_, select, true
+from sqlalchemy.orm import aliased
 
 from storage.catalog import Catalog
 from storage.excludes import Globs
@@ -98,8 +99,12 @@ def pending(space: SpaceInfo, scope: Scope | None = None) -> Select[Any]:
         *(failed == seen for failed, seen in zip(FAILED, SEEN, strict=True)),
     )
     has_vector = exists().where(Vector.space_id == space.id, Vector.image_id == File.image_id)
+    # It finds the image by itself: so SQLite joins only those that are pending, not every file's.
+    held = aliased(Image)
     hopeless = exists().where(
-        Failure.digest == Image.digest, quarantined(space.decode_version, space.id)
+        held.id == File.image_id,
+        Failure.digest == held.digest,
+        quarantined(space.decode_version, space.id),
     )
     query = (
         select()
