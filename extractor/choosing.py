@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from torch import nn
 
 from extractor.device import first_line
-from extractor.engines import Made
+from extractor.engines import Made, check
 from extractor.errors import EngineError
 from extractor.passes import Pass
 
@@ -76,13 +77,22 @@ class Rate:
 
 
 def offers_for(module: nn.Module) -> dict[str, Offer]:
-    """Return what the engines are expected to take and give for a network."""
+    """Return what the engines that are here are expected to take and give for a network."""
     modules = sum(1 for _ in module.modules())
     megabytes = sum(p.numel() * p.element_size() for p in module.parameters()) / 1e6
-    return {
+    offers = {
         "onnx": Offer(4 + 0.02 * modules + 0.01 * megabytes, 1.4),
         "compile": Offer(15 + 0.15 * modules, 1.15),
     }
+    return {name: offer for name, offer in offers.items() if _is_here(name)}
+
+
+def _is_here(name: str) -> bool:
+    try:
+        check(name, torch.device("cpu"))
+    except EngineError:
+        return False
+    return True
 
 
 class Choosing:
@@ -140,8 +150,8 @@ class Choosing:
             self._try(name)
 
     def drops(self, error: Exception) -> bool:
-        """Say whether the pass that failed was chosen here: then it is torch's turn again."""
-        if not self._offers or self.run is self._first:
+        """Say whether the pass that failed was chosen on the way: then the first has its turn."""
+        if self.run is self._first:
             return False
         self.notes.append(f"{self.run.name} failed: {first_line(error)}; torch went on")
         self.run, self._offers = self._first, {}
