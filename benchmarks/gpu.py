@@ -139,6 +139,7 @@ def measured(name: str, sources: list[Source], rounds: int, compiled: bool) -> d
         "files over forward": median_ratio(found["files"], found["graph"]),
         "decode": engine.facts.get("decode", "cores"),
         "share of the device": share,
+        "measured at the start": engine.decoder.measured if engine.decoder else {},
         "worst cosine, half to float32": worst(engine.forward(pixels), truth),
         "worst cosine, from files to float32": worst(in_order(first, _BATCH), truth),
         "device alone": decode_rates(engine, sources, model.preprocess),

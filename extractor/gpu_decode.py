@@ -170,7 +170,9 @@ def _of_blocks(
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Multiply planes (N, C, h, w) by weights (N, crop, length): from the right, or the left."""
-    return a @ b[:, None].mT if a.ndim == 4 else a[:, None] @ b
+    if a.ndim == 4:
+        return (a.flatten(1, 2) @ b.mT).view(*a.shape[:3], -1)
+    return a[:, None] @ b
 
 
 @cache
@@ -206,7 +208,7 @@ def _weights(
     Tensor
         Shape (N, crop, length of the canvas); a row of zeros where the crop is beyond the picture.
     """
-    support, curve = _FILTERS[p.interpolation]
+    curve = _FILTERS[p.interpolation]
     device = canvas.device
     starts = np.array([canonical.crop_start(int(goal), crop) for goal in lengths[1]])
     values = torch.from_numpy(np.stack([*lengths, starts]).astype(np.float64)).to(device)
@@ -214,15 +216,13 @@ def _weights(
     place = start + torch.arange(crop, device=device)  # (N, crop)
     scale = length / goal
     wide = scale.clamp(min=1)
-    centre = (place + 0.5) * scale
-    first = (centre - support * wide + 0.5).floor().clamp(min=0)[..., None]
-    last = torch.minimum((centre + support * wide + 0.5).floor(), length)[..., None]
     pixel = torch.arange(canvas.shape[dim], device=device)
-    pixel = torch.where(reverse > 0, length - 1 - pixel, pixel)[:, None]  # (N, 1, length)
-    weights = curve(((pixel - centre[..., None] + 0.5) / wide[..., None]).float())
-    weights *= (pixel >= first) & (pixel < last)
-    weights /= weights.sum(dim=2, keepdim=True).clamp(min=1e-9)
-    weights *= ((place >= 0) & (place < goal))[..., None]
+    pixel = torch.where(reverse > 0, length - 1 - pixel, pixel)  # (N, length of the canvas)
+    centre = ((place + 0.5) * scale - 0.5) / wide
+    far = (pixel / wide)[:, None].float() - centre[..., None].float()
+    weights = curve(far).mul_(((pixel >= 0) & (pixel < length))[:, None])
+    there = (place >= 0) & (place < goal)
+    weights *= (there / weights.sum(dim=2).clamp(min=1e-9))[..., None]
     return weights.to(canvas.dtype)
 
 
@@ -237,11 +237,11 @@ def _cubic(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0))
 
 
-_FILTERS: Final[dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]]] = {
-    "bilinear": (1, _triangle),
-    "bicubic": (2, _cubic),
+_FILTERS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "bilinear": _triangle,
+    "bicubic": _cubic,
 }
-"""Reach and curve of Pillow's filters."""
+"""Curves of Pillow's filters; beyond their reach they are zero."""
 
 
 def _levels(x: torch.Tensor) -> torch.Tensor:

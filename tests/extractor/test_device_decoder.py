@@ -211,6 +211,7 @@ def test_a_measurement_decides(tmp_path: Path) -> None:
     assert made.share is not None
     assert 0 <= made.share <= 1
     assert made.fact != "not measured"
+    assert made.measured["worst cosine"] >= 0.999
     assert len(found) == 20
 
 
