@@ -28,6 +28,14 @@ class DurableFile:
     a failed write or sync the file is abandoned, because a second sync of it may succeed without
     the data being on disk.
 
+    Parameters
+    ----------
+    path
+        Its name.
+    synced_name
+        False where another file of the folder follows at once, whose end makes both names durable,
+        and nobody may rely on the one without the other.
+
     Raises
     ------
     DiskFull
@@ -36,8 +44,9 @@ class DurableFile:
         Any other trouble of the file system.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, synced_name: bool = True) -> None:
         self.path = path
+        self.synced_name = synced_name
         self.size_bytes = 0
         self._temporary = f"{path}.{uuid.uuid4().hex}.tmp"
         self._hash = xxhash.xxh3_128()
@@ -86,7 +95,8 @@ class DurableFile:
                 fs().close(self._fd)
             if not abandoned:
                 fs().replace(self._temporary, self.path)
-                fs().fsync_dir(os.path.dirname(self.path))
+                if self.synced_name:
+                    fs().fsync_dir(os.path.dirname(self.path))
                 return
         except BaseException:
             self._abandon()

@@ -23,12 +23,12 @@ MEND = "`lookalike check --repair` sorts it out"
 """What to do about a file that is missing or not what the catalog says."""
 
 
-def write_npy(path: str, array: Array) -> DurableFile:
-    """Write an array in C order as an npy file of version 1.0, durably."""
+def write_npy(path: str, array: Array, *, synced_name: bool = True) -> DurableFile:
+    """Write an array in C order as an npy file of version 1.0, durably as `DurableFile` does."""
     array = np.ascontiguousarray(array)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    with DurableFile(path) as file:
+    with DurableFile(path, synced_name=synced_name) as file:
         file.write(header.getvalue())
         file.write(array.reshape(-1).view(np.uint8))
     return file

@@ -2,7 +2,7 @@
 
 A part is ``<name>.npy`` and ``<name>.ids.npy``; after compaction also ``<name>.rows.npy``.
 ``docs/format.md`` gives every byte.  A name is taken once and never again, a published file is
-never changed, and the vectors' file is the last to appear: where it is, the sidecars are.
+never changed, and the vectors' file is the last to appear: once it is durable, the sidecars are.
 """
 
 import os
@@ -123,10 +123,12 @@ class VectorStore:
         self._make_room(n * (self.dim * np.dtype(self._npy_dtype).itemsize + DIGEST_BYTES + 8))
         name = f"{run_id}-{uuid.uuid4().hex}"
         ids = np.frombuffer(b"".join(digests), np.uint8).reshape(n, DIGEST_BYTES)
-        ids_file = write_npy(self.path(name, ".ids"), ids)
+        # Nobody knows of the part before it is whole: one sync of the folder serves all names.
+        ids_file = write_npy(self.path(name, ".ids"), ids, synced_name=False)
         rows_file = None
         if offsets is not None:
-            rows_file = write_npy(self.path(name, ".rows"), offsets.astype("<i8"))
+            rows = offsets.astype("<i8")
+            rows_file = write_npy(self.path(name, ".rows"), rows, synced_name=False)
         file = write_npy(self.path(name), vectors.astype(self._npy_dtype, copy=False))
         return PartWritten(
             name=name,
