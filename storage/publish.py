@@ -63,7 +63,7 @@ def publish_due(catalog: Catalog, space: SpaceInfo, *, retrain: bool = False) ->
         kept = conn.execute(entered.where(Vector.row < newest.row_end)).scalar_one()
     if newest.n - kept > DEAD_SHARE * newest.n:
         return "dead"
-    changes = retrain and not newest.requested and outgrown(newest.factory, n, space.dim)
+    changes = retrain and not newest.requested and outgrown(newest.factory, n)
     return "outgrown" if changes else None
 
 
@@ -96,7 +96,7 @@ def publish(
         The space.
     factory
         FAISS ``index_factory`` string, which later publishing of this space keeps to; ``auto``
-        chooses by the number of rows and their size, now and later.  Either builds anew.  None
+        chooses by the number of rows, now and later.  Either builds anew.  None
         keeps to what was asked for last, and chooses where nothing was, or where FAISS can't build
         it any more.
     check
@@ -180,8 +180,7 @@ def _extended(catalog: Catalog, space: SpaceInfo, check: Callable[[], None] | No
         how = extension(conn, view, _asked_before(conn, space.id) or AUTO)
     if how is None:
         return None
-    folder = catalog.home.index_dir(space.fingerprint)
-    filled = extended(folder, Rows(open_store(catalog, space), view.parts), how, check)
+    filled = extended(catalog, Rows(open_store(catalog, space), view.parts), space, how, check)
     if filled is None:
         return None
     old = how.generation
@@ -226,7 +225,7 @@ def _make(
     from storage.build import build
 
     n = len(rowmap)
-    spec = wanted(asked, n, vectors.d)
+    spec = wanted(asked, n)
     index = build(vectors, rowmap, spec, check=check)
     sample = Sample().of(n)
     recall = measure(vectors, rowmap, index, spec, sample=sample, check=check)

@@ -1,8 +1,9 @@
 """How well a published index finds what exact search finds: measured, kept, and judged.
 
-It is measured when an index is trained, which reads every vector anyway.  One that is extended by
-a few is not measured again until it is trained anew (``storage.extend``): so the newest of a
-space's measurements is that of the training of its live index, of itself or of what it extends.
+It is measured when an index is trained, which reads every vector anyway.  Of one that is extended
+only the search for the new vectors is measured, and it is trained anew where that finds less
+(``storage.extend``): so the newest of a space's measurements is that of the training of its live
+index, of itself or of what it extends.
 """
 
 import math
@@ -16,7 +17,7 @@ from sqlalchemy import Connection, insert, select
 
 from storage.candidates import fetch_width
 from storage.catalog import Catalog
-from storage.exact import search_exact
+from storage.exact import is_in, search_exact
 from storage.kinds import IndexSpec, choose
 from storage.reading import GenerationInfo, Rows
 from storage.spaces import SpaceInfo
@@ -57,6 +58,17 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Added:
+    """What an index was extended by: rows, shape ``(m,)``, int64, ascending, ``m > 0``.
+
+    ``held`` returns which of some rows, of any shape, are still some image's vector, ascending.
+    """
+
+    rows: RowArray
+    held: Callable[[RowArray], RowArray]
+
+
+@dataclass(frozen=True, slots=True)
 class RecallInfo:
     """One measurement as the catalog keeps it; ``generation`` is a name, which may be gone."""
 
@@ -69,7 +81,7 @@ class RecallInfo:
     measured_at: float
 
 
-def measure(
+def measure(  # noqa: PLR0913 -- four say of what, three how
     vectors: Rows,
     rowmap: RowArray,
     index: "faiss.Index",
@@ -77,6 +89,7 @@ def measure(
     *,
     sample: Sample,
     check: Check | None = None,
+    added: "Added | None" = None,
 ) -> float:
     """Return the share of the true neighbours that an index finds, as search uses it.
 
@@ -99,6 +112,10 @@ def measure(
         At most n queries and neighbours; equal seeds draw equal samples.
     check
         Called between blocks; what it raises ends the measurement.
+    added
+        Where the index was extended: the sample is of the new vectors, and they are compared with
+        the new ones and with what the index offers of the others.  That costs in proportion to the
+        new, and finds what was trained too early for them.
 
     Returns
     -------
@@ -111,12 +128,19 @@ def measure(
         A part is missing or not what the catalog says.
     """
     check = check or _go_on
-    picks = np.random.default_rng(sample.seed).choice(len(rowmap), sample.queries, replace=False)
-    xq = vectors.gather(rowmap[np.sort(picks)])
+    rows = rowmap if added is None else added.rows
+    picks = np.random.default_rng(sample.seed).choice(len(rows), sample.queries, replace=False)
+    xq = vectors.gather(rows[np.sort(picks)])
     fetch = fetch_width(sample.k, len(rowmap))
-    blocks = _checked(vectors.blocks(rows=rowmap), check)
-    exact = _cosines(vectors, xq, search_exact(blocks, xq, fetch)[1], check)
-    found = _cosines(vectors, xq, _indexed(index, spec, xq, rowmap, fetch, check), check)
+    nearest = search_exact(_checked(vectors.blocks(rows=rows), check), xq, fetch)[1]
+    offered = _indexed(index, spec, xq, rowmap, fetch, check)
+    if added is not None:
+        offered = np.where(
+            is_in(offered.ravel(), added.held(offered)).reshape(offered.shape), offered, -1
+        )
+        nearest = np.concatenate([nearest, offered], axis=1)
+    exact = _cosines(vectors, xq, nearest, check)
+    found = _cosines(vectors, xq, offered, check)
     k = sample.k
     return float(np.mean(found[:, :k] >= exact[:, k - 1 : k] - TIE))
 
@@ -261,7 +285,7 @@ def _percent(share: float) -> str:
 
 
 def _advice(space: SpaceInfo, info: RecallInfo) -> str:
-    chosen = choose(info.n, space.dim).factory
+    chosen = choose(info.n).factory
     command = f"lookalike index --space {space.name} --index-spec"
     if chosen != info.factory:
         return f"`{command} auto` publishes {chosen} instead"

@@ -303,7 +303,7 @@ class Generation(Base):
     factory: Mapped[str]
     """FAISS ``index_factory`` string."""
     requested: Mapped[bool] = mapped_column(server_default=text("false"))
-    """Whether somebody asked for this ``factory``; else it follows from number and size."""
+    """Whether somebody asked for this ``factory``; else it follows from the number."""
     parameters: Mapped[dict[str, Any]]
     """Search-time parameters: ``nprobe``, ``efSearch``."""
     size_bytes: Mapped[int]

@@ -157,25 +157,24 @@ def test_queries_of_another_dimension_are_refused(built):
 
 
 @pytest.mark.parametrize(
-    ("n", "d", "factory"),
+    ("n", "factory", "nprobe"),
     [
-        (1, 2048, "SQ8"),
-        (49_999, 2048, "SQ8"),
-        (50_000, 512, "HNSW32,SQ8"),
-        (299_999, 1024, "HNSW32,SQ8"),
-        (200_000, 2048, "IVF2048,SQ8"),
-        (300_000, 512, "IVF2048,SQ8"),
-        (1_000_000, 512, "IVF4096,SQ8"),
-        (2_000_000, 512, "IVF4096_HNSW32,RaBitQ"),
-        (100_000_000, 512, "IVF32768_HNSW32,RaBitQ"),
+        (1, "SQ8", None),
+        (49_999, "SQ8", None),
+        (50_000, "IVF1024,SQ8", 128),
+        (200_000, "IVF2048,SQ8", 128),
+        (300_000, "IVF2048,SQ8", 128),
+        (1_000_000, "IVF4096,SQ8", 256),
+        (2_000_000, "IVF4096_HNSW32,RaBitQ", 256),
+        (100_000_000, "IVF32768_HNSW32,RaBitQ", 2048),
     ],
 )
-def test_the_kind_follows_number_and_size(n, d, factory):
-    spec = choose(n, d)
-    assert spec.factory == factory
-    index = faiss.index_factory(d, factory, faiss.METRIC_INNER_PRODUCT)
+def test_the_kind_follows_the_number(n, factory, nprobe):
+    spec = choose(n)
+    assert (spec.factory, spec.parameters.get("nprobe")) == (factory, nprobe)
+    index = faiss.index_factory(512, factory, faiss.METRIC_INNER_PRODUCT)
     ivf = faiss.try_extract_index_ivf(index)
-    assert ivf is None or 4 * ivf.nlist >= spec.parameters["nprobe"] > 0
+    assert (ivf is None) == (nprobe is None)
     assert ivf is None or n >= 39 * ivf.nlist
 
 
@@ -186,17 +185,18 @@ def test_the_kind_follows_number_and_size(n, d, factory):
         ("SQ8", 50_100, False),  # hovers
         ("SQ8", 55_000, False),
         ("SQ8", 56_000, True),
-        ("HNSW32,SQ8", 50_100, False),
-        ("HNSW32,SQ8", 49_900, False),
-        ("HNSW32,SQ8", 46_000, False),
-        ("HNSW32,SQ8", 45_000, True),
-        ("HNSW32,SQ8", 320_000, False),
-        ("HNSW32,SQ8", 340_000, True),
+        ("IVF1024,SQ8", 50_100, False),
+        ("IVF1024,SQ8", 49_900, False),
+        ("IVF1024,SQ8", 46_000, False),
+        ("IVF1024,SQ8", 45_000, True),
+        ("IVF1024,SQ8", 140_000, False),
+        ("IVF1024,SQ8", 150_000, True),
+        ("HNSW32,SQ8", 100_000, True),  # what an earlier version chose
         ("PQ64np", 50_000, True),  # no number of vectors is its own
     ],
 )
 def test_a_kind_is_outgrown_well_past_its_bounds(factory, n, gone):
-    assert outgrown(factory, n, 512) == gone
+    assert outgrown(factory, n) == gone
 
 
 @pytest.mark.parametrize("factory", ["IDMap,Flat", "IDMap2,SQ8", "IVF64,SQ8,idmap"])
