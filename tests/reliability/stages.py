@@ -92,12 +92,22 @@ def run(work):
 @run
 def indexed(catalog, lease, space, folder, ack):
     """Scan, append and commit, chunk by chunk."""
+    take_up(catalog, lease, space, folder, ack)
+
+
+@run
+def indexed_mostly(catalog, lease, space, folder, ack):
+    """Do the same, but for the last chunk."""
+    take_up(catalog, lease, space, folder, ack, most=len(os.listdir(folder)) - CHUNK)
+
+
+def take_up(catalog, lease, space, folder, ack, most=None):
     root = add_root(catalog, os.fsencode(folder))
     scan_root(catalog, root, confirm_missing=True, skip=None, lease=lease)
     store = open_store(catalog, space)
     number = after = 0
-    while chunk := claim_chunk(
-        catalog, lease, space, number=number, limit=CHUNK, after_file_id=after
+    while (most is None or number * CHUNK < most) and (
+        chunk := claim_chunk(catalog, lease, space, number=number, limit=CHUNK, after_file_id=after)
     ):
         reads = []
         for work in chunk.work:
@@ -113,7 +123,7 @@ def indexed(catalog, lease, space, folder, ack):
 
 @run
 def published(catalog, lease, space, folder, ack):
-    """Build and publish an index."""
+    """Publish an index: build it, or extend the one that there is by what is new."""
     publish.publish(catalog, lease, space)
 
 
@@ -151,6 +161,7 @@ STAGES = {
     "migrate": ([earlier], opened),
     "index": ([opened], indexed),
     "publish": ([opened, indexed], published),
+    "extend": ([opened, indexed_mostly, published, indexed], published),
     "compact": ([opened, indexed, published], compacted),
     "backup": ([opened, indexed, published], backed_up),
     "backup again": ([opened, indexed, published, backed_up, compacted], backed_up),
