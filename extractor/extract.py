@@ -6,14 +6,14 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from extractor.jpeg import Jpeg
-from extractor.loader import Failure, Loaded, Source, load
+from extractor.loader import Failure, Loaded, Seconds, Source, load
 from extractor.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class _Job:
 
     def take(self, loaded: Loaded) -> None:
         """Note one source, and submit a batch if it is the last that was missing."""
-        for stage, seconds in loaded.seconds._asdict().items():
+        for stage, seconds in zip(Seconds._fields, loaded.seconds, strict=True):
             self._seconds[stage] += seconds
         if loaded.digest is not None and loaded.sig is not None:
             self._reads.append(Read(loaded.key, loaded.digest, loaded.sig, loaded.read_at_ns))
@@ -218,7 +218,7 @@ class _Job:
         with self._timed("forward"):
             started = self._start(engine, batch)
         # The pictures are in the engine's hands now.
-        light = [replace(loaded, pixels=None, jpeg=None) for loaded in batch]
+        light = [Loaded(x.key, x.digest, x.sig, x.read_at_ns, None, None) for x in batch]
         self._running.append((light, started))
         self.harvest(1 if engine.decoder is None else _RUNNING)
 
