@@ -17,6 +17,14 @@ from extractor.graph import Traced
 from extractor.layers import Layer, resolve
 
 SCALES = (1.0, 2**-0.5, 0.5)
+FAMILIES = (
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet",
+    "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small",
+    "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d",
+    "shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11",
+    "vgg11_bn", "vit_b_16", "wide_resnet50_2",
+)  # fmt: skip
+"""Networks of each family, the smallest: the larger ones are made of the same blocks."""
 
 
 def pictures(side: int = 64, n: int = 3) -> torch.Tensor:
@@ -109,8 +117,16 @@ def test_maps_are_pooled_as_numpy_pools_a_hooked_layer(
     assert found.pooling == pooling.KINDS[pool] + ("-last" if axes == (1, 2) else "")
 
 
-@pytest.mark.parametrize("name", torchvision_networks.names())
-def test_the_maps_of_every_network_are_the_same_at_every_size(name: str) -> None:
+def family(name: str) -> str:
+    return name.partition("_")[0].rstrip("0123456789")
+
+
+def test_no_family_is_left_out() -> None:
+    assert set(map(family, FAMILIES)) == set(map(family, torchvision_networks.names()))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_maps_of_every_family_are_the_same_at_every_size(name: str) -> None:
     preset = get_model_weights(name).DEFAULT
     side = preset.transforms().crop_size[0]
     network = graph.skeleton(torchvision_networks.maker(name, preset))

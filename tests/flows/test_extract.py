@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from extractor.decode import decode
@@ -19,7 +20,7 @@ from extractor.models import ModelRequest, open_model
 from extractor.preprocess import pixels
 from flows.batch.extracting import extract_to
 from flows.batch.options import extract_options
-from flows.cli import expected_code
+from flows.cli import cli, expected_code
 from flows.job.progress import Progress
 from flows.samples import draw_families
 from storage.errors import DiskFull, ExportError, LeaseHeld, WorkMismatch
@@ -545,11 +546,16 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, photos):
         (str(tmp_path / "nothing"), "v.tsv"): 2,
         (str(tmp_path / "empty"), "v.tsv"): 2,
     }
-    for (source, out, *words), code in wrong.items():
-        done = lookalike("extract", source, str(tmp_path / out), *model, *words, code=code)
-        last = done.stderr.splitlines()[-1]
-        assert last.startswith("lookalike: "), done.stderr
-        assert "a bug" not in last
+    for n, ((source, out, *words), code) in enumerate(wrong.items()):
+        words = ["extract", source, str(tmp_path / out), *model, *words]
+        if n:
+            error = CliRunner().invoke(cli, words).exception
+            assert expected_code(error) == code, repr(error)
+            assert "\n" not in str(error)
+        else:
+            done = lookalike(*words, code=code)
+            assert done.stderr.splitlines()[-1].startswith("lookalike: "), done.stderr
+            assert "a bug" not in done.stderr
     assert sorted(os.listdir(tmp_path)) == ["empty"]
 
 

@@ -23,7 +23,7 @@ from tests.reliability.children import children, command, lightly
 from tests.reliability.scale import scale, tally
 from tests.reliability.victims import kill_often
 
-KILLS = scale(ci=15, long=150)
+KILLS = scale(ci=10, long=150)
 SEED = 20261122
 CHUNK = 4
 FAMILIES = 5

@@ -20,10 +20,11 @@ from storage.reading import snapshot
 from storage.spaces import get_space
 from storage.tables import Claim, File, Part, Run, Vector
 from tests.reliability.children import children, command
+from tests.reliability.scale import scale
 
 CHUNK = 50
 RUNS = 4
-PICTURES = {"postgres": 5000, "sqlite": 1000}
+PICTURES = {"postgres": scale(ci=1500, long=5000), "sqlite": scale(ci=600, long=1000)}
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ MODELS = {OLD: "resnet18", NEW: "shufflenet_v2_x0_5"}
 K = 5
 QUERIES = 3
 """Of each kind."""
-PAUSE_S = 0.05
+PAUSE_S = 0.1
 SOON_S = 10.0
 """The new space answers within a second or two of the switch; this machine may be busy."""
 
@@ -46,7 +46,7 @@ SOON_S = 10.0
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    draw_families(str(folder), 4, seed=7)
+    draw_families(str(folder), 2, seed=7)
     age(str(folder))
     return folder
 
