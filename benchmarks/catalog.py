@@ -8,7 +8,6 @@ changed is measured by ``scan.py``.
 """
 
 import argparse
-import contextlib
 import hashlib
 import os
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from report import finish, parser
+from scan import NoDatabase, database
 from sqlalchemy import text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -35,7 +35,6 @@ from storage.roots import add_root
 from storage.runs import Heartbeat
 from storage.scan import FileStat, Signature
 from storage.spaces import SpaceInfo, ensure_space
-from tests.postgres import durable_database
 
 OLD_NS = 1_700_000_000 * 10**9
 CHUNK = 4096
@@ -46,13 +45,16 @@ def main() -> None:
     args = _arguments()
     print(f"{args.files:,} files")
     figures: dict[str, Any] = {"files": args.files}
-    for database in ("sqlite", "postgres") if args.database == "both" else (args.database,):
-        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            url = stack.enter_context(durable_database()) if database == "postgres" else None
-            home = Home(os.path.join(folder, "home"), url)
-            with Catalog.open(home, write=True) as catalog:
-                found = figures[database] = measured(catalog, folder, args.files)
-        print(f"{database}: " + ", ".join(f"{n} {value:,.1f}" for n, value in found.items()))
+    for name in ("sqlite", "postgres") if args.database == "both" else (args.database,):
+        try:
+            with tempfile.TemporaryDirectory() as folder, database(name) as url:
+                home = Home(os.path.join(folder, "home"), url)
+                with Catalog.open(home, write=True) as catalog:
+                    found = figures[name] = measured(catalog, folder, args.files)
+        except NoDatabase as error:
+            print(error)
+            continue
+        print(f"{name}: " + ", ".join(f"{what} {value:,.1f}" for what, value in found.items()))
     finish("catalog", [], figures, args.json)
 
 

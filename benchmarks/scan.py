@@ -47,14 +47,14 @@ def main() -> None:
     goals: list[Goal] = []
     figures: dict[str, Any] = {"sizes": []}
     with tempfile.TemporaryDirectory() as folder:
-        for database in args.database:
-            with _database(database) as url:
-                if url == "none":
-                    figures[database] = "no server to measure with"
-                    print(f"{database}: {figures[database]}")
-                    continue
-                rows = [_size(database, url, files, args.tree, folder) for files in args.files]
-            goals += _goals(database, rows)
+        for name in args.database:
+            try:
+                with database(name) as url:
+                    rows = [_size(name, url, files, args.tree, folder) for files in args.files]
+            except NoDatabase as error:
+                print(error)
+                continue
+            goals += _goals(name, rows)
             figures["sizes"] += rows
     finish("scan", goals, figures, args.json)
 
@@ -106,6 +106,32 @@ def _goals(database: str, rows: Sequence[Measured]) -> Iterator[Goal]:
         each = [row["re-scan cpu_s"] / row["files"] for row in rows]
         asked = f"CPU time a file at most {LINEAR} times that of {rows[-2]['files']:,} files"
         yield Goal(f"linear re-scan, {where}", asked, each[-1] / each[-2], LINEAR, False)
+
+
+class NoDatabase(Exception):
+    """There is no Postgres to measure with; the message says why."""
+
+
+@contextlib.contextmanager
+def database(name: str) -> Iterator[str | None]:
+    """Yield the URL of an empty database of Postgres, None for SQLite.
+
+    Raises
+    ------
+    NoDatabase
+        There is no Postgres.
+    """
+    if name == "sqlite":
+        yield None
+        return
+    from tests.postgres import NoServer, durable_database
+
+    with contextlib.ExitStack() as stack:
+        try:
+            url = stack.enter_context(durable_database())
+        except NoServer as error:
+            raise NoDatabase(f"{name}: no server to measure with, {error}") from error
+        yield url
 
 
 def plant(root: str, files: int) -> None:
@@ -291,22 +317,6 @@ def _child(what: str, *words: str | None) -> Measured:
     if done.returncode:
         raise SystemExit(f"{what}: exit {done.returncode}, {done.stdout}")
     return dict(json.loads(done.stdout))
-
-
-@contextlib.contextmanager
-def _database(name: str) -> Iterator[str | None]:
-    """Yield the URL of an empty database, None for SQLite; ``none`` where there is no server."""
-    if name == "sqlite":
-        yield None
-        return
-    from tests.postgres import NoServer, durable_database
-
-    with contextlib.ExitStack() as stack:
-        try:
-            url = stack.enter_context(durable_database())
-        except NoServer:
-            url = "none"
-        yield url
 
 
 def _arguments() -> argparse.Namespace:
