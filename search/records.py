@@ -109,7 +109,8 @@ class Living:
                     living[row] = image_id
                     files.setdefault(image_id, []).append(_holder(root, *file))
         for held in files.values():
-            held.sort(key=lambda holder: holder.path)
+            if len(held) > 1:
+                held.sort(key=lambda holder: holder.path)
         self.files |= files
         return living
 
