@@ -29,7 +29,6 @@ from search.errors import ServeError
 from search.following import Follower
 from search.server import Address, make_app
 from storage.spaces import drop_space, use_space
-from tests.conftest import OpenCatalog
 from tests.flows.terminal import CHECKOUT, loaded, lookalike
 from tests.search.stores import DIM, Store, digest_of, draw, vector_of
 
@@ -325,19 +324,22 @@ def test_only_a_loopback_address_needs_no_token(store: Store, tree: Path) -> Non
                 make_app(follower, Address(host), say=print)
 
 
-def test_trouble_with_the_store_is_the_servers(
-    server: Running, store: Store, tree: Path, open_catalog: OpenCatalog
-) -> None:
+def test_trouble_with_the_store_is_the_servers(store: Store, tree: Path) -> None:
     space = store.space()
+    store.index(tree, space)
     folder = Path(store.catalog.home.parts_dir(space.fingerprint))
     kept = folder.with_name("kept")
     folder.rename(kept)
-    status, code, message = server.refused({"image_id": 1})
-    assert (status, code) == (503, "store")
-    assert "is missing" in message
-    assert server.said == [message]
-    kept.rename(folder)
-    assert server.ask({"image_id": 1})[0] == 200
+    with Follower(store.catalog.home) as follower, running(follower) as server:
+        status, code, message = server.refused({"image_id": 1})
+        assert (status, code) == (503, "store")
+        assert "is missing" in message
+        assert server.said == [message]
+        kept.rename(folder)
+        assert server.ask({"image_id": 1})[0] == 200
+        folder.rename(kept)  # what is open stays open
+        assert server.ask({"image_id": 1})[0] == 200
+        kept.rename(folder)
 
 
 def test_a_broken_index_is_told_once_to_whoever_runs_the_server(
