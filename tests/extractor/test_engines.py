@@ -217,6 +217,8 @@ def test_auto_keeps_torch_where_the_other_engine_turns_out_slower(
         (1e6, 10, {"onnx": Offer(5, 1.4), "compile": Offer(30, 1.6)}, "compile"),
         (1e6, 10, {"onnx": Offer(5, 1.0), "compile": Offer(5, 0.9)}, None),
         (-5, 10, {"onnx": Offer(5, 1.4)}, None),
+        (400, 10, {"onnx": Offer(5, 1.4, 6)}, "onnx"),
+        (400, 10, {"onnx": Offer(5, 1.4, 8)}, None),  # 0.8 s more
         (1e6, 1e5, {"onnx": Offer(5, 1.4)}, None),  # 10 s of work again
         (1e6, 10, {}, None),
     ],
