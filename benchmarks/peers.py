@@ -53,15 +53,15 @@ def main() -> None:
         ours = Ours(folder / "photos", args.network, state, args.engine)
         print(f"{args.network} ({of}), {what}; {ours.engine.facts['engine']}", flush=True)
         sides = {"lookalike": ours.end_to_end}
-        for script, batch in SCRIPTS.items():
-            if reason := unusable(script, may_install=not args.quick):
+        for script in args.scripts:
+            if reason := unusable(script):
                 absent[script] = reason
                 print(f"{script}: {reason}", flush=True)
                 continue
             options = {
                 "network": args.network,
                 "weights": state,
-                "batch": batch,
+                "batch": SCRIPTS[script],
                 "vectors": folder / f"{script}.npy",
             }
             peer = stack.enter_context(Peer(script, folder / "photos", options, _python(script)))
@@ -92,9 +92,9 @@ def _row(name: str, ours: Ours, rates: dict[str, list[float]], folder: Path) -> 
     }
 
 
-def unusable(script: str, may_install: bool) -> str | None:
+def unusable(script: str) -> str | None:
     """Return why a peer can't run here, if need be after an attempt to install it."""
-    if script == "imagededup_cnn" and may_install and _missing(script):
+    if script == "imagededup_cnn" and _missing(script):
         try:
             install()
         except (OSError, subprocess.CalledProcessError) as error:
@@ -138,6 +138,7 @@ def _again(folder: Path, network: str, state: Path) -> float:
 
 def _arguments() -> argparse.Namespace:
     options = parser(__doc__)
+    options.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
     options.add_argument("--network", default="resnet50")
     options.add_argument("--photos", type=int, default=96)
     options.add_argument("--rounds", type=int, default=2)
@@ -145,6 +146,7 @@ def _arguments() -> argparse.Namespace:
     args = options.parse_args()
     if args.quick:
         args.engine = "torch"
+        args.scripts = ["plain", "clip_retrieval_loop"]
         args.network, args.photos, args.rounds = "resnet18", 4, 1
     return args
 
