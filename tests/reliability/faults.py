@@ -2,10 +2,11 @@
 
 Run as a program of one thread, which forks a child for each fault and one for each judgement::
 
-    python -m tests.reliability.faults fs|sqlite|lying FOLDER SHARE SEED [STAGE...]
+    python -m tests.reliability.faults fs|postgres|sqlite|lying FOLDER SHARE SEED [STAGE...]
 
-It prints one JSON line for each stage.  A stage begins on a copy of a home that the stages before
-it have made, so that only its own calls are counted.
+``postgres`` is ``fs`` with the catalog on a server, whose own disk never fails.  It prints one JSON
+line for each stage.  A stage begins on a copy of a home that the stages before it have made, so
+that only its own calls are counted.
 """
 
 import json
@@ -16,10 +17,12 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
+from contextlib import nullcontext
 
 from storage.errors import StorageError
 from storage.fs import using
 from storage.home import Home
+from tests.postgres import running_server
 from tests.reliability.faulty import KINDS, Faulty, Shim, points
 from tests.reliability.stages import STAGES, judge
 
@@ -48,16 +51,38 @@ def in_child(work):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), lines
 
 
-def home_in(folder):
-    """Return the home in a folder that has room beside it."""
-    return Home(os.path.join(folder, "home"))
+class Places:
+    """Homes, each in a folder that has room beside it; with a server, where their catalogs are."""
+
+    def __init__(self, server=None):
+        self.server, self.names = server, {}
+
+    def make(self, folder):
+        os.mkdir(folder)
+        if self.server:
+            self.names[folder] = self.server.create()
+
+    def copy(self, base, folder):
+        self.clear(folder)
+        shutil.copytree(base, folder)
+        if self.server:
+            self.names[folder] = self.server.create(self.names[base])
+
+    def clear(self, folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder in self.names:
+            self.server.drop(self.names.pop(folder))
+
+    def home(self, folder):
+        url = self.server.database(self.names[folder]) if self.server else None
+        return Home(os.path.join(folder, "home"), url)
 
 
 class Sweep:
     """One stage under all faults of one kind of disk."""
 
-    def __init__(self, what, folder, name):
-        self.sqlite = what == "sqlite"
+    def __init__(self, what, places, folder, name):
+        self.sqlite, self.places = what == "sqlite", places
         self.base, self.home = os.path.join(folder, f"{name}.base"), os.path.join(folder, name)
         self.pictures = os.path.join(folder, "pictures")
         self.before, self.stage = STAGES[name]
@@ -66,15 +91,15 @@ class Sweep:
 
     def rehearse(self):
         """Do everything once in this process, so that no child has to warm up."""
-        os.mkdir(self.base)
+        self.places.make(self.base)
         for stage in (*self.before, self.stage):
             self._do(stage, self.base, lambda line: None)
-        judge(home_in(self.base), self.pictures, set())
-        shutil.rmtree(self.base)
+        judge(self.places.home(self.base), self.pictures, set())
+        self.places.clear(self.base)
 
     def prepare(self):
         """Do what comes before the stage; return the calls of the stage."""
-        os.mkdir(self.base)
+        self.places.make(self.base)
         for stage in self.before:
             end, lines = in_child(lambda say, stage=stage: self._do(stage, self.base, say))
             assert end == 0, lines
@@ -83,8 +108,7 @@ class Sweep:
 
     def attempt(self, kind, at):
         """Do the stage on a copy; return how it ended, and what it said or called."""
-        shutil.rmtree(self.home, ignore_errors=True)
-        shutil.copytree(self.base, self.home)
+        self.places.copy(self.base, self.home)
         return in_child(lambda say: self._faulty(kind, at, say))
 
     def _faulty(self, kind, at, say):
@@ -106,7 +130,7 @@ class Sweep:
             for digest in digests:
                 say(digest.hex())
 
-        stage(home_in(folder), self.pictures, ack)
+        stage(self.places.home(folder), self.pictures, ack)
 
     def point(self, kind, at, call):
         end, lines = self.attempt(kind, at)
@@ -120,12 +144,17 @@ class Sweep:
             self.wrong.append([kind, at, call, f"{word}: {' / '.join(lines)[-700:]}"])
         told = {line for line in lines if len(line) == 64}
         known = {bytes.fromhex(line) for line in told | self.acknowledged}
-        end, lines = in_child(lambda say: judge(home_in(self.home), self.pictures, known))
+        end, lines = in_child(lambda say: judge(self.places.home(self.home), self.pictures, known))
         if end:
             self.wrong.append([kind, at, call, "judge: " + " / ".join(lines)[-700:]])
 
 
 def sweep(what, folder, share, seed, names):
+    with running_server() if what == "postgres" else nullcontext() as server:
+        _sweep(what, Places(server), folder, share, seed, names)
+
+
+def _sweep(what, places, folder, share, seed, names):
     for name in ("pictures", "tmp"):
         os.makedirs(f"{folder}/{name}")
     tempfile.tempdir = f"{folder}/tmp"  # where what a kill leaves of a backup goes with the rest
@@ -135,9 +164,9 @@ def sweep(what, folder, share, seed, names):
             file.write(b"picture %d" % n)
         os.utime(path, (1_700_000_000, 1_700_000_000))
     rng = random.Random(seed)
-    Sweep(what, folder, "backup again").rehearse()
+    Sweep(what, places, folder, "backup again").rehearse()
     for name in names or STAGES:
-        one = Sweep(what, folder, name)
+        one = Sweep(what, places, folder, name)
         calls = one.prepare()[-1].split()
         faults = list(points(calls, ("lying",) if what == "lying" else KINDS))
         for kind, k in chosen(faults, share, rng):
