@@ -5,7 +5,7 @@ photos with the same weights and the same layer, in turns with this program.  No
 what it did before: with nothing changed its second run costs what its first one did, and that is
 measured against ``lookalike index``.
 
-    python benchmarks/peers.py [--network resnet50] [--photos 96] [--json OUT]
+    python benchmarks/peers.py [--network resnet50] [--photos 64] [--json OUT]
 """
 
 import argparse
@@ -140,7 +140,7 @@ def _arguments() -> argparse.Namespace:
     options = parser(__doc__)
     options.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
     options.add_argument("--network", default="resnet50")
-    options.add_argument("--photos", type=int, default=96)
+    options.add_argument("--photos", type=int, default=64)
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--engine", default="auto")
     args = options.parse_args()

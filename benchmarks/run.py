@@ -50,6 +50,7 @@ class Script:
     store: bool = False
 
 
+WORKERS = ("--workers", "8", "--rounds", "10", "--files", "20000", "--pictures", "1000")
 SCRIPTS = (
     Script("pipeline"),
     Script("big"),
@@ -61,8 +62,8 @@ SCRIPTS = (
     Script("queries", store=True),
     Script("gpu"),
     Script("orchestration", ("--pictures", "2000", "--pairs", "3")),
-    Script("workers", ("--workers", "8", "--rounds", "10", "--files", "20000")),
-    Script("catalog", ("--files", "100000")),
+    Script("workers", WORKERS),
+    Script("catalog", ("--files", "50000")),
     Script("peers"),
 )
 
