@@ -11,6 +11,7 @@ from storage.leases import reap
 from storage.recognition import known_sample
 from storage.roots import RootInfo, display, find_root, kind_of, list_roots, resolve_root
 from storage.tables import Claim, Failure, File, Root
+from storage.turns import take_turns
 
 
 def remove_root(catalog: Catalog, path: bytes) -> int:
@@ -66,6 +67,7 @@ def move_root(catalog: Catalog, old: bytes, new: bytes) -> RootInfo:
             f"{moved.display}; nothing was changed"
         )
     with catalog.write() as conn:
+        take_turns(conn)
         _refuse_busy(conn, root)
         values = {"path": moved.path, "display": moved.display, "place": None}
         conn.execute(update(Root).where(Root.id == root.id).values(values))

@@ -17,6 +17,7 @@ from storage.excludes import Excludes
 from storage.manifest import read_manifest
 from storage.scan import SEP, has_suffix, refuse_home
 from storage.tables import Root
+from storage.turns import take_turns
 
 AFTER_SEP = bytes([SEP[0] + 1])
 
@@ -142,6 +143,7 @@ def add_root(
     if root.kind == "manifest" and not root.id:
         read_manifest(root.path)
     with catalog.write() as conn:
+        take_turns(conn)
         # Once more under the lock: another command may have added an overlapping root meanwhile.
         root = resolve_root(roots_in(conn), path, kind=root.kind, excludes=excludes)
         globs = {"globs": list(root.excludes)}

@@ -1,4 +1,6 @@
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,29 @@ def test_a_root_is_added_once_and_keeps_its_excludes(catalog: Catalog, photos: P
     changed = add_root(catalog, as_bytes(photos), excludes=["a", "b"])
     assert (changed.id, changed.excludes) == (first.id, ("a", "b"))
     assert list_roots(catalog) == [changed]
+
+
+def test_a_root_that_many_add_at_once_is_one_root(catalog: Catalog, photos: Path) -> None:
+    """Runs that begin at one moment each bring the root with them, or a folder above or below."""
+    at_once = threading.Barrier(8)
+
+    def add(number: int) -> RootInfo | RootError:
+        at_once.wait()
+        try:
+            return add_root(catalog, as_bytes(photos.parent if number == 7 else photos))
+        except RootError as error:
+            return error
+
+    for _ in range(5):
+        with ThreadPoolExecutor(8) as pool:
+            *same, above = pool.map(add, range(8))
+        (root,) = list_roots(catalog)
+        if isinstance(above, RootInfo):
+            assert root == above
+            assert all(isinstance(one, RootError) or one.id == root.id for one in same)
+        else:
+            assert [one.id for one in same if isinstance(one, RootInfo)] == 7 * [root.id]
+        remove_root(catalog, root.path)
 
 
 def test_roots_are_listed_by_path(catalog: Catalog, tmp_path: Path) -> None:
