@@ -2,7 +2,7 @@
 
 A script is run as ``python benchmarks/X.py [--json OUT] [--quick]``, which puts this folder before
 all others where Python looks for modules; one that imports the package ``search`` puts the checkout
-before it, since ``search.py`` lies here too.
+before it, because some names here are those of packages.
 """
 
 import argparse
