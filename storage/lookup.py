@@ -15,6 +15,7 @@ from storage.catalog import Catalog
 from storage.dead import live_rows
 from storage.errors import IndexFileError
 from storage.kinds import FLAT_BELOW
+from storage.npy import MEND
 from storage.ranking import Living, Neighbour
 from storage.reading import Rows, Snapshot, Watched, again_if_missing, open_store
 from storage.spaces import SpaceInfo
@@ -169,7 +170,7 @@ class Lookup:
                 try:
                     loaded = load_generation(folder, view.generation, self.space.dim)
                 except IndexFileError as error:
-                    loaded = str(error)
+                    loaded = str(error).removesuffix(f"; {MEND}")
                 self._loaded = (view.generation.name, loaded)
         if isinstance(loaded, str):
             warnings.append(

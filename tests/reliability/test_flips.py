@@ -117,11 +117,8 @@ def judge(home, right):
         found, warnings, paths = look(home)
     except StorageError as error:
         return "told" if "\n" not in str(error) else f"more than one line: {error}"
-    if warnings:
-        assert (found, paths) == (right[0], right[2]), "wrong although it was told"
-        return "told"
     if (found, paths) == (right[0], right[2]):
-        return "unharmed"
+        return "told" if warnings else "unharmed"
     return "found by the deep check" if deep(home) else "wrong"
 
 

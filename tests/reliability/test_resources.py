@@ -294,10 +294,10 @@ class TestDatabase:
         expected = plant(pictures, 20)
         home, known, stopped = Home(str(tmp_path / "home"), server.url), Known(), 0
         Catalog.open(home, write=True).close()
-        for after_s in (0.1, 0.3, 0.6):
+        for number, after_s in enumerate((0.1, 0.3, 0.6)):
             stopping = threading.Timer(after_s, server.stop)
             stopping.start()
-            with contextlib.suppress(CatalogError):
+            with boot(number), contextlib.suppress(CatalogError):
                 one_night(home, pictures, known)
                 stopped -= 1
             stopped += 1
@@ -307,7 +307,7 @@ class TestDatabase:
             with psycopg.connect(server.url) as conn:  # its lease runs out
                 conn.execute("UPDATE runs SET expires_at = 0 WHERE state = 'running'")
             conn.close()
-        with boot(1):
+        with boot(3):
             one_night(home, pictures, known)
         refuse_unlike(home, expected)
         tally("database stopped", times=3, in_the_midst=stopped)
