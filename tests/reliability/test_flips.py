@@ -34,7 +34,7 @@ from tests.reliability.children import children
 from tests.reliability.scale import scale, tally
 
 SEED = 20261124
-HARMS = scale(ci=300, long=10_000)
+HARMS = scale(ci=300, long=3_000)
 REPAIRED = 10
 """Of so many harms one is repaired too, and the next run must make the store whole."""
 FINE = ("told", "unharmed", "found by the deep check")

@@ -176,7 +176,7 @@ def live_through(folder, rng, template):
 
 def test_nights_with_faults_leave_nothing_behind(tmp_path, sqlite_template):
     total = {"faults": 0, "left": 0, "nights": 0, "oldest": 0.0}
-    for run in range(scale(ci=1, long=20)):
+    for run in range(scale(ci=1, long=12)):
         rng = random.Random(SEED + run)
         folder = tmp_path / str(run)
         folder.mkdir()
