@@ -34,7 +34,7 @@ demo: env
 
 test: env
 	$(py) -m coverage erase
-	OMP_NUM_THREADS=1 $(py) -m coverage run -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(py) -m coverage run -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(py) -m coverage combine --quiet
 	$(py) -m coverage report
 
