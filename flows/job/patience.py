@@ -22,6 +22,8 @@ def passing(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OperationalError | InterfaceError):
             return _passing(error.orig)
+        if isinstance(error, sqlite3.Error):  # of a transaction's beginning
+            return _passing(error)
         error = error.__cause__
     return False
 
