@@ -31,7 +31,7 @@ def masked(line, place=HOME):
     line = re.sub(r"\d[\d,]*(\.\d)?(?= (images/s|s\b|[kMGT]?B\b))", "N", line)
     if line.startswith(("  seconds", "  in threads")):
         line = re.sub(r"\d+\.\d", "N", line)
-    line = re.sub(r"^  engine .*", "  engine NAME", line)  # the faster the machine, the one or other
+    line = re.sub(r"^  engine .*", "  engine NAME", line)  # by the speed of the machine
     line = re.sub(r"(\"(?:image_id|row)\": )\d+", r"\1N", line)
     line = re.sub(r"\bin \d+ parts?\b", "in N parts", line)  # a part is some seconds of work
     return re.sub(r"\s+", " ", line).strip()
