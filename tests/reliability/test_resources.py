@@ -171,7 +171,7 @@ def test_memory_and_threads_are_bounded_whatever_pictures_claim():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     pictures, failed, threads, mib = map(int, done.stdout.split())
-    tally("claims", pictures=pictures, failed=failed, threads=threads, mib=mib)
+    tally("large pictures", pictures=pictures, failed=failed, threads=threads, mib=mib)
     assert failed >= pictures * 3 // 4
     assert threads <= 4 + 8
     assert mib < 2200
