@@ -60,6 +60,7 @@ SCRIPTS = (
     Script("recall"),
     Script("commands", store=True),
     Script("queries", store=True),
+    Script("serving"),
     Script("gpu"),
     Script("orchestration", ("--pictures", "2000", "--pairs", "3")),
     Script("workers", WORKERS),
