@@ -1,38 +1,25 @@
-"""What a client asks: the body of a request, read within bounds, and what it means."""
+"""The bodies of requests, read within bounds: none is larger, or comes slower, than it may."""
 
 import asyncio
-import math
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Final
 
-import numpy as np
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 
-from search.answers import Hit
-from search.engine import Searcher
-from search.errors import VectorError
-from storage.vectors import UNIT_TOLERANCE
+from search.refusals import Refused
 
-Model = TypeVar("Model", bound=BaseModel)
-Ask = Callable[[Searcher], list[Hit]]
-
-MOST_HITS = 1000
-
-
-class Refused(Exception):
-    """A request that is no question; ``status`` and ``code`` say why."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
+FIELD_BYTES: Final = 1 << 20
+"""Of one field of a form, and of all that stands in it beside the picture."""
+FIELDS: Final = 1000
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may be at most."""
+    """What a request may be, and take, at most."""
 
     picture_bytes: int = 64 << 20
     json_bytes: int = 4 << 20
@@ -40,74 +27,159 @@ class Limits:
     """For the body to arrive."""
     pictures: int = 8
     """Pictures in memory at once; more of them wait."""
+    answer_seconds: float = 90.0
+    """For the answer, once the body is there; a picture is tried twice for 30 s each."""
+    waiting: int = 256
+    """Questions that wait for a thread."""
+    requests: int = 512
+    """Requests that are under way, with those whose bodies are still coming."""
+    head_seconds: float = 15.0
+    """For the first line and the headers to arrive."""
+    connections: int = 768
+    """Open at once, of which many ask nothing at the moment."""
 
 
-class Wanted(BaseModel):
-    """Which hits are wanted: in the query string beside a picture, else in the JSON."""
+@dataclass(frozen=True)
+class Form:
+    """What a form holds: its fields as text, and the picture that was chosen, if one was."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    fields: dict[str, list[str]]
+    picture: bytes | None
 
-    k: Annotated[int, Field(ge=1, le=MOST_HITS)] = 10
-    min_score: float | None = None
-    no_self: bool = False
+    def one(self, name: str) -> str | None:
+        """Return the last value of a field, as browsers and `dict` have it; None without one."""
+        values = self.fields.get(name)
+        return values[-1] if values else None
 
 
-class Question(Wanted):
-    """A question without a picture."""
+class _InMemory(MultiPartParser):
+    """Keeps files in memory: what is sent is never stored."""
 
-    image_id: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
-    vector: list[float] | None = None
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> "Question":
-        if (self.image_id is None) == (self.vector is None):
-            raise ValueError("give either image_id or vector")
-        return self
+    spool_max_size = 0  # which means: without bound; the bound is that of the body
 
 
 class Reader:
-    """Reads requests within bounds."""
+    """Reads requests within bounds.
+
+    Parameters
+    ----------
+    limits
+        The bounds.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.pictures = asyncio.Semaphore(limits.pictures)
+        self._pictures = asyncio.Semaphore(limits.pictures)
 
-    async def question(self, request: Request) -> Ask:
-        """Return what a request without a picture asks.
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Hold a place for a picture in memory: around its reading, and its search.
 
         Raises
         ------
         Refused
-            It is no question.
+            None is free for too long.
         """
-        body = await self._body(request, self._limits.json_bytes)
-        asked = _valid(lambda: Question.model_validate_json(body, strict=True))
-        if asked.vector is not None:
-            return _by_vector(asked.vector, asked)
-        return _by_image(asked.image_id or 0, asked)
+        try:
+            async with asyncio.timeout(self._limits.answer_seconds):
+                await self._pictures.acquire()
+        except TimeoutError:
+            said = "too many pictures wait; ask again later"
+            raise Refused(503, "busy", said, retry_after="1") from None
+        try:
+            yield
+        finally:
+            self._pictures.release()
 
-    async def picture(self, request: Request) -> Ask:
-        """Return what a request asks whose body is the bytes of an image file; `Refused`."""
-        wanted = _valid(lambda: Wanted.model_validate(dict(request.query_params)))
-        data = await self._body(request, self._limits.picture_bytes)
-        return lambda searcher: searcher.search_picture(data, **wanted.model_dump())
+    async def json(self, request: Request) -> bytes:
+        """Return the body of a request that says it is JSON; `Refused`."""
+        if kind_of(request) != "application/json":
+            raise Refused(415, "unsupported_body", "send JSON as application/json")
+        return await self._whole(request, self._limits.json_bytes)
 
-    async def _body(self, request: Request, most: int) -> bytes:
-        told = request.headers.get("content-length", "")
-        if told.isdecimal() and int(told) > most:
-            raise _too_large(most)
-        pieces, size = [], 0
+    async def picture(self, request: Request) -> bytes:
+        """Return the body that is the bytes of an image file; `Refused`."""
+        return await self._whole(request, self._limits.picture_bytes)
+
+    async def form(self, request: Request) -> Form:
+        """Return what an HTML form sent, with at most one file, whose field is ``picture``.
+
+        Raises
+        ------
+        Refused
+            It is no form, or one that can't be read, is too large or comes too slowly.
+        """
+        kind = kind_of(request)
+        if kind == "multipart/form-data":
+            stream = self._pieces(request, self._limits.picture_bytes + FIELD_BYTES)
+            return await self._parsed(
+                _InMemory(
+                    request.headers,
+                    stream,
+                    max_files=1,
+                    max_fields=FIELDS,
+                    max_part_size=FIELD_BYTES,
+                )
+            )
+        if kind == "application/x-www-form-urlencoded":
+            stream = self._pieces(request, FIELD_BYTES)
+            return await self._parsed(FormParser(request.headers, stream, max_fields=FIELDS))
+        raise Refused(415, "unsupported_body", "send a form as multipart/form-data")
+
+    async def _parsed(self, parser: MultiPartParser | FormParser) -> Form:
         try:
             async with asyncio.timeout(self._limits.seconds):
-                async for piece in request.stream():
-                    size += len(piece)
-                    if size > most:
-                        raise _too_large(most)
-                    pieces.append(piece)
+                form = await parser.parse()
+        except MultiPartException as error:
+            raise Refused(400, "bad_request", f"the form can't be read: {error.message}") from None
         except TimeoutError:
-            late = f"the body did not arrive within {self._limits.seconds:g} s"
-            raise Refused(408, "too_slow", late) from None
-        return b"".join(pieces)
+            raise self._late() from None
+        try:
+            return await self._form(form)
+        finally:
+            await form.close()
+
+    async def _form(self, form: FormData) -> Form:
+        fields: dict[str, list[str]] = {}
+        picture = None
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                data = await value.read(self._limits.picture_bytes + 1)
+                if len(data) > self._limits.picture_bytes:
+                    raise too_large(self._limits.picture_bytes)
+                if name == "picture" and data:  # a form without a choice sends an empty file
+                    picture = data
+            else:
+                fields.setdefault(name, []).append(value)
+        return Form(fields, picture)
+
+    async def _whole(self, request: Request, most: int) -> bytes:
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                return b"".join([piece async for piece in self._pieces(request, most)])
+        except TimeoutError:
+            raise self._late() from None
+
+    async def _pieces(self, request: Request, most: int) -> AsyncGenerator[bytes, None]:
+        """Yield a body as it comes; refuse it as soon as it is too large, or says so."""
+        told = request.headers.get("content-length", "")
+        if told.isdecimal() and int(told) > most:
+            raise too_large(most)
+        size = 0
+        async for piece in request.stream():
+            size += len(piece)
+            if size > most:
+                raise too_large(most)
+            yield piece
+
+    def _late(self) -> Refused:
+        late = f"the body did not arrive within {self._limits.seconds:g} s"
+        return Refused(408, "too_slow", late, connection="close")
+
+
+def kind_of(request: Request) -> str:
+    """Return the type that the body has by its header, in small letters and without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def is_json(request: Request) -> bool:
@@ -118,7 +190,7 @@ def is_json(request: Request) -> bool:
     Refused
         The request says neither.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = kind_of(request)
     if kind == "application/json":
         return True
     if kind.startswith("image/") or kind == "application/octet-stream":
@@ -131,42 +203,7 @@ def is_json(request: Request) -> bool:
     )
 
 
-def _valid(parse: Callable[[], Model]) -> Model:
-    try:
-        return parse()
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = "".join(f"{part}: " for part in first["loc"][:1])
-        message = first["msg"].removeprefix("Value error, ")
-        raise Refused(400, "bad_request", f"{where}{message}") from None
-
-
-def _by_image(image_id: int, wanted: Wanted) -> Ask:
-    options = _options(wanted)
-    return lambda searcher: searcher.search_image(image_id, **options)
-
-
-def _by_vector(vector: list[float], wanted: Wanted) -> Ask:
-    """Return the search for a vector; whose image it is nobody knows, so ``no_self`` is void."""
-
-    def ask(searcher: Searcher) -> list[Hit]:
-        space = searcher.space
-        if len(vector) != space.dim:
-            raise VectorError(
-                f"the vector has {len(vector)} numbers, the space {space.name!r} has {space.dim}"
-            )
-        norm = math.hypot(*vector)
-        if not abs(norm - 1) < UNIT_TOLERANCE:
-            raise VectorError(f"the vector has norm {norm:.6g}, it must be 1")
-        xq = np.array([vector], np.float32)
-        return searcher.search_vectors(xq, wanted.k, min_score=wanted.min_score)[0]
-
-    return ask
-
-
-def _options(wanted: Wanted) -> dict[str, Any]:
-    return {"k": wanted.k, "min_score": wanted.min_score, "no_self": wanted.no_self}
-
-
-def _too_large(most: int) -> Refused:
-    return Refused(413, "too_large", f"the body has more than {most:,} bytes")
+def too_large(most: int) -> Refused:
+    """Return the refusal of a body of more than so many bytes."""
+    said = f"the body has more than {most:,} bytes"
+    return Refused(413, "too_large", said, connection="close")

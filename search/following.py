@@ -9,6 +9,8 @@ from typing import Self, TypeVar
 from search.decoders import Decoders
 from search.engine import Searcher
 from search.records import vectors_in
+from search.thumbnail_files import thumbnails_folder
+from search.thumbnails import Thumbnails
 from storage.catalog import Catalog
 from storage.home import Home
 from storage.spaces import SpaceInfo, get_space
@@ -41,6 +43,8 @@ class Follower:
         Name of the space to stay with; None follows the current one.
     device
         Where a picture that is not indexed is run.
+    cache
+        Folder of the thumbnails; None is the store's own in the user's cache folder.
 
     Raises
     ------
@@ -50,7 +54,14 @@ class Follower:
         There is no such space.
     """
 
-    def __init__(self, home: Home, space: str | None = None, *, device: str = "auto") -> None:
+    def __init__(
+        self,
+        home: Home,
+        space: str | None = None,
+        *,
+        device: str = "auto",
+        cache: str | None = None,
+    ) -> None:
         self.home = home
         self.name = space
         self.device = device
@@ -59,6 +70,8 @@ class Follower:
         self._opening = threading.Lock()
         self._counting = threading.Lock()
         try:
+            folder = cache or thumbnails_folder(self._catalog.store_id)
+            self.thumbnails = Thumbnails(self._catalog, folder)
             self._serving = _Held(self._opened(model=False))
         except BaseException:
             self._catalog.close()
@@ -92,6 +105,15 @@ class Follower:
         with self._borrowed(wait=True) as searcher:
             return question(searcher)
 
+    def look(self, question: Callable[[Catalog], T]) -> T:
+        """Return what a question finds in the catalog alone; it may raise what it likes."""
+        return question(self._catalog)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the network of the space that answers is open."""
+        return self._serving.searcher.has_model
+
     def space(self) -> SpaceInfo:
         """Return the space that the catalog says is to be asked now.
 
@@ -111,6 +133,7 @@ class Follower:
     def close(self) -> None:
         """Close the searcher, at the end of the last question to it, and the catalog."""
         self._decoders.close()
+        self.thumbnails.close()
         self._give_back(self._serving)
         self._catalog.close()
 

@@ -1,122 +1,31 @@
 """The search over HTTP: ``docs/http.md`` says what goes in and what comes out."""
 
-import asyncio
-import os
 import socket
-import traceback
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from extractor.errors import ExtractorError
-from search.bodies import Ask, Limits, Reader, Refused, is_json
-from search.door import Door, answer, failed, refuse_open
-from search.engine import Searcher
-from search.errors import NoMemory, QueryError, SearchError, ServeError, UnknownImage, VectorError
+from search import api, login
+from search.bodies import Limits
+from search.desk import Desk, Say
+from search.document import document
+from search.door import Address, Door, refuse_open, wants_page
+from search.errors import ServeError
 from search.following import Follower
-from storage.errors import SpaceError, StorageError
+from search.headers import Outside
+from search.metrics import Metrics
+from search.pages import add_pages
+from search.pages.layout import Pages, error_page
+from search.refusals import Trouble, answer, failed
+from search.wire import HEAD_BYTES, wire
 
-Say = Callable[[str], None]
-
-THREADS: Final = max(4, 2 * (os.cpu_count() or 1))
-"""Questions without a picture that are answered at once; more of them wait."""
 GRACE_S: Final = 10
 """How long the last answers may take when the server ends."""
-
-# First match decides.
-_TROUBLES: Final[tuple[tuple[type[Exception], int, str], ...]] = (
-    (QueryError, 400, "unusable_picture"),
-    (VectorError, 400, "wrong_vector"),
-    (UnknownImage, 404, "unknown_image"),
-    (NoMemory, 503, "no_memory"),
-    (SearchError, 400, "bad_request"),
-    (SpaceError, 503, "space"),
-    (StorageError, 503, "store"),
-    (ExtractorError, 503, "model"),
-)
-_CODES: Final = {404: "not_found", 405: "method_not_allowed"}
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a server listens; port 0 takes a free one.  Beyond this machine only with a token."""
-
-    host: str = "127.0.0.1"
-    port: int = 8765
-    token: str | None = None
-
-
-class _Desk:
-    """Answers requests: reads them on the event loop, and asks the searcher on threads."""
-
-    def __init__(self, follower: Follower, limits: Limits, say: Say) -> None:
-        self._follower = follower
-        self._reader = Reader(limits)
-        self._say = say
-        self._told: set[str] = set()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="search")
-        self._picture_threads = ThreadPoolExecutor(limits.pictures, thread_name_prefix="picture")
-        """Apart: pictures that hang must not keep other questions waiting."""
-
-    async def health(self) -> Response:
-        """Say which space answers, and how many vectors it has."""
-        try:
-            return answer(await asyncio.to_thread(self._health))
-        except Exception as error:  # noqa: BLE001 - each becomes an answer
-            return self._trouble(error)
-
-    async def search(self, request: Request) -> Response:
-        """Answer a question."""
-        try:
-            if is_json(request):
-                return await self._answered(await self._reader.question(request), self._threads)
-            async with self._reader.pictures:
-                ask = await self._reader.picture(request)
-                return await self._answered(ask, self._picture_threads)
-        except Exception as error:  # noqa: BLE001 - each becomes an answer
-            return self._trouble(error)
-
-    async def _answered(self, ask: Ask, threads: ThreadPoolExecutor) -> Response:
-        loop = asyncio.get_running_loop()
-        question = partial(self._hits, ask)
-        return answer(await loop.run_in_executor(threads, self._follower.ask, question))
-
-    def _hits(self, ask: Ask, searcher: Searcher) -> dict[str, Any]:
-        hits = ask(searcher)
-        for line in searcher.warnings:
-            if line not in self._told:
-                self._told.add(line)
-                self._say(line)
-        return {"space": searcher.space.name, "hits": [hit.to_json() for hit in hits]}
-
-    def _health(self) -> dict[str, Any]:
-        try:
-            space, vectors = self._follower.health()
-        except SpaceError:
-            return {"space": None, "dim": None, "vectors": 0}
-        return {"space": space.name, "dim": space.dim, "vectors": vectors}
-
-    def _trouble(self, error: Exception) -> Response:
-        if isinstance(error, Refused):
-            return failed(error.status, error.code, str(error))
-        if isinstance(error, ClientDisconnect):
-            return failed(400, "gone", "the client went away")  # nobody reads it
-        for kind, status, code in _TROUBLES:
-            if isinstance(error, kind):
-                if status >= 500:
-                    self._say(str(error))
-                return failed(status, code, str(error))
-        if os.environ.get("LOOKALIKE_DEBUG"):
-            traceback.print_exception(error)
-        self._say(f"{type(error).__name__}: {error} (a bug; LOOKALIKE_DEBUG=1 for the traceback)")
-        return failed(500, "bug", "a bug of the server, which has said more on its stderr")
 
 
 def make_app(
@@ -133,27 +42,91 @@ def make_app(
     say
         Called with a line for whoever runs the server.
     limits
-        What a request may be at most.
+        What a request may be, and take, at most.
 
     Raises
     ------
     ServeError
         Others than this machine would be let in without a token.
     """
-    refuse_open(address.host, address.token)
-    desk = _Desk(follower, limits or Limits(), say)
-    app = FastAPI(openapi_url=None)
-    app.add_middleware(Door, host=address.host, token=address.token)
-    app.add_api_route("/healthz", desk.health, methods=["GET", "HEAD"])
-    app.add_api_route("/api/search", desk.search, methods=["POST"])
-    app.add_exception_handler(HTTPException, _other)
+    refuse_open(address)
+    limits = limits or Limits()
+    desk = Desk(follower, limits, say)
+    metrics = Metrics(desk)
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.include_router(api.router(desk))
+    app.include_router(login.router(desk.reader, address.token))
+    _tell_of_itself(app, address, desk, metrics)
+    add_pages(app, desk)
+    # The last one added is asked first.
+    app.add_middleware(Refusing, desk=desk)
+    app.add_middleware(Door, address=address, most=limits.requests, respond=respond)
+    app.add_middleware(Outside, metrics=metrics)
+    for kind in (HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, partial(_refused, desk))
     return app
 
 
-def _other(_request: Request, error: Exception) -> Response:
-    """Answer what no route is there for."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    return failed(status, _CODES.get(status, "http"), getattr(error, "detail", str(error)))
+def respond(scope: Scope, trouble: Trouble) -> Response:
+    """Return a refusal: a page for people, JSON for programs."""
+    return error_page(trouble) if wants_page(scope) else failed(trouble)
+
+
+class Refusing:
+    """Answers what no route could: whatever it raised, in the one shape.
+
+    Parameters
+    ----------
+    app
+        All routes.
+    desk
+        Says what an exception means.
+    """
+
+    def __init__(self, app: ASGIApp, *, desk: Desk) -> None:
+        self.app = app
+        self._desk = desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request on."""
+        has_begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sent)
+        except Exception as error:
+            if has_begun:
+                raise
+            await respond(scope, self._desk.trouble(error))(scope, receive, send)
+
+
+async def _refused(desk: Desk, request: Request, error: Exception) -> Response:
+    return respond(request.scope, desk.trouble(error))
+
+
+def _tell_of_itself(app: FastAPI, address: Address, desk: Desk, metrics: Metrics) -> None:
+    """Add the routes that tell of the server and not of the store."""
+
+    @cache
+    def told() -> dict[str, Any]:
+        return document(app, token=bool(address.token))
+
+    async def show_document() -> Response:
+        return answer(told())
+
+    async def show_docs() -> Response:
+        return Pages(desk).render("docs.html", document=told())
+
+    for path, call in (
+        ("/api/openapi.json", show_document),
+        ("/api/docs", show_docs),
+        ("/metrics", metrics.answer),
+    ):
+        app.add_api_route(path, call, methods=["GET"], include_in_schema=False)
 
 
 def serve(follower: Follower, address: Address, *, announce: Say, say: Say) -> None:
@@ -171,23 +144,30 @@ def serve(follower: Follower, address: Address, *, announce: Say, say: Say) -> N
     ServeError
         The address can't be had.
     """
-    app = make_app(follower, address, say=say)
+    limits = Limits()
+    app = make_app(follower, address, say=say, limits=limits)
     listening = _listen(address)
-    config = uvicorn.Config(
+    with listening:
+        announce(_url(address.host, listening.getsockname()[1]))
+        uvicorn.Server(configured(app, limits)).run(sockets=[listening])
+
+
+def configured(app: FastAPI, limits: Limits) -> uvicorn.Config:
+    """Return how an application is served."""
+    return uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=wire(limits),
+        h11_max_incomplete_event_size=HEAD_BYTES,
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",
         access_log=False,
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
     )
-    with listening:
-        announce(_url(address.host, listening.getsockname()[1]))
-        uvicorn.Server(config).run(sockets=[listening])
 
 
 def _listen(address: Address) -> socket.socket:

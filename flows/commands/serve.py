@@ -31,24 +31,41 @@ from flows.commands.show import printable
     show_default=True,
     help="Port to listen at; 0 takes a free one.",
 )
+@click.option(
+    "--allow-host",
+    "allowed",
+    multiple=True,
+    metavar="NAME",
+    help="One more name that it goes by, e.g. a proxy's; may be given several times.",
+)
 @click.option("--space", metavar="NAME", help="Space to stay with; without it the current one.")
 @click.option("--device", metavar="DEV", help="Where an image that is not indexed is run.")
 @click.pass_context
 def command(
-    ctx: click.Context, /, host: str, port: int, space: str | None, device: str | None
+    ctx: click.Context,
+    /,
+    host: str,
+    port: int,
+    allowed: tuple[str, ...],
+    space: str | None,
+    device: str | None,
 ) -> None:
     """Answer searches over HTTP, until Ctrl-C or SIGTERM.  The first line on stdout is the URL.
 
+    A browser finds a page there.
+
     After `lookalike spaces use` the next answer comes from the new space, without a gap.  Other
     machines are let in only with a token: set LOOKALIKE_TOKEN, which they send as
-    `Authorization: Bearer TOKEN`.  docs/http.md has the questions and answers.
+    `Authorization: Bearer TOKEN`, and which people give on a page.  docs/http.md has the questions
+    and answers.
     """
     signal.signal(signal.SIGTERM, _end)
+    from search.door import Address
     from search.following import Follower
-    from search.server import Address, serve
+    from search.server import serve
 
     settings = settings_of(ctx, device=device).settings
-    address = Address(host, port, os.environ.get("LOOKALIKE_TOKEN") or None)
+    address = Address(host, port, os.environ.get("LOOKALIKE_TOKEN") or None, allowed)
     with Follower(settings.home_(), space, device=settings.device) as follower:
         serve(
             follower,
