@@ -25,6 +25,7 @@ from extractor.guarded_child import receive, send
 from extractor.preprocess import Preprocess
 from extractor.reading import Failure
 from extractor.threads import Stopped
+from extractor.thumbnail import Small
 
 _POLL_S: Final = 0.1
 _GRACE_S: Final = 5.0  # after which the process ends itself: this one is no more
@@ -76,7 +77,7 @@ class Guarded:
         self._child: _Child | None = None
 
     def decode(
-        self, data: bytes, preprocess: Preprocess | None, stopped: Callable[[], bool]
+        self, data: bytes, preprocess: Preprocess | Small | None, stopped: Callable[[], bool]
     ) -> NDArray[np.uint8] | Failure:
         """Return the pixels of an image file's bytes, or why there are none.
 
@@ -85,16 +86,17 @@ class Guarded:
         data
             The whole file.
         preprocess
-            How the picture becomes pixels; None leaves it as it is.
+            How the picture becomes pixels, or a thumbnail; None leaves it as it is.
         stopped
             Asked meanwhile whether the result is not wanted any more.
 
         Returns
         -------
         ndarray or Failure
-            Shape ``(3, H, W)``, uint8; ``(H, W, 3)`` of a picture as it is.  Beside the failures of
-            ``extractor.decode``: ``crashed``, ``timeout`` and ``memory``, for good, and ``killed``,
-            which blames no picture.
+            Shape ``(3, H, W)``, uint8; ``(H, W, 3)`` of a picture as it is; ``(n,)``, the bytes of
+            ``Thumbnail.from_bytes``, of a thumbnail.  Beside the failures of ``extractor.decode``:
+            ``crashed``, ``timeout`` and ``memory``, for good, and ``killed``, which blames no
+            picture.
 
         Raises
         ------
@@ -119,7 +121,7 @@ class Guarded:
             self._child = None
 
     def _tried(
-        self, data: bytes, preprocess: Preprocess | None, stopped: Callable[[], bool]
+        self, data: bytes, preprocess: Preprocess | Small | None, stopped: Callable[[], bool]
     ) -> NDArray[np.uint8] | Failure:
         try:
             if self._child is not None and self._child.is_gone():  # somebody ended it meanwhile
@@ -164,7 +166,7 @@ class _Child:
         self._ready = False
 
     def ask(
-        self, data: bytes, preprocess: Preprocess | None, stopped: Callable[[], bool]
+        self, data: bytes, preprocess: Preprocess | Small | None, stopped: Callable[[], bool]
     ) -> NDArray[np.uint8] | Failure:
         """Return what the child makes of a picture; raise ``_Ended`` or ``Stopped``."""
         reader, writer = _pipes(self._process)

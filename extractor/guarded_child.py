@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from extractor import decode
 from extractor.preprocess import Preprocess, pixels
 from extractor.settling import settled
+from extractor.thumbnail import Small, thumbnail
 
 _LENGTHS = struct.Struct("<IQ")
 
@@ -58,7 +59,7 @@ def main(memory_bytes: int, time_s: float) -> None:
     while frame := receive(sys.stdin.buffer):
         head, data = frame
         _end_in(time_s)
-        got = settled(partial(_pixels, data, Preprocess.from_json(head) if head else None))
+        got = settled(partial(_pixels, data, _wanted(head)))
         _end_in(0)
         if got.pixels is not None:
             send(answers, {"shape": got.pixels.shape}, got.pixels.data.cast("B"))
@@ -78,7 +79,16 @@ def _end_in(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _pixels(data: bytes, preprocess: Preprocess | None) -> tuple[NDArray[np.uint8], float]:
+def _wanted(head: dict[str, Any]) -> Preprocess | Small | None:
+    if "longest" in head:
+        return Small(**head)
+    return Preprocess.from_json(head) if head else None
+
+
+def _pixels(data: bytes, preprocess: Preprocess | Small | None) -> tuple[NDArray[np.uint8], float]:
+    if isinstance(preprocess, Small):
+        made = thumbnail(data, preprocess.longest).to_bytes()
+        return np.frombuffer(made, np.uint8), 0.0
     if preprocess is None:
         return np.array(decode.decode(data)), 0.0
     image = decode.open_header(data, target=preprocess.target)

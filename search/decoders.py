@@ -16,6 +16,7 @@ from extractor.threads import Stopped
 if TYPE_CHECKING:
     from extractor.guarded import Bounds, Guarded
     from extractor.preprocess import Preprocess
+    from extractor.thumbnail import Small
 
 TIME_S: Final = 30.0
 """For one try; who asks waits, so it is less than a run allows."""
@@ -39,8 +40,8 @@ class Decoders:
         self._changing = threading.Lock()
         self._closed = threading.Event()
 
-    def decode(self, data: bytes, preprocess: "Preprocess") -> NDArray[np.uint8] | Failure:
-        """Return the pixels of an image file's bytes, shape ``(3, H, W)``, or why there are none.
+    def decode(self, data: bytes, preprocess: "Preprocess | Small") -> NDArray[np.uint8] | Failure:
+        """Return what ``extractor.guarded`` makes of an image file's bytes, or why it can't.
 
         Raises
         ------

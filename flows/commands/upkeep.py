@@ -158,15 +158,19 @@ def compact_command(ctx: click.Context, space: str | None, force: bool) -> None:
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.pass_context
 def forget_command(ctx: click.Context, paths: tuple[str, ...]) -> None:
-    """Remove vector and record of the images at the PATHs for good, from every file of the store.
+    """Remove vector, thumbnails and record of the images at the PATHs for good.
 
-    The pictures themselves stay where they are; while they lie in a root, the next `lookalike
-    index` finds them again.
+    No file of the store keeps any of it.  The pictures themselves stay where they are; while they
+    lie in a root, the next `lookalike index` finds them again.
     """
+    from search.thumbnail_files import ThumbnailFiles, drop_unknown, thumbnails_folder
     from storage.forget import forget
 
     with opened(ctx, write=True) as catalog, leased(catalog, "forget") as lease:
-        result = forget(catalog, lease, absolute(paths))
+        try:
+            result = forget(catalog, lease, absolute(paths))
+        finally:  # where an earlier one was killed before this, its paths are unknown by now
+            drop_unknown(catalog, ThumbnailFiles(thumbnails_folder(catalog.store_id)))
     click.echo(
         f"forgotten: {count(result.images, 'image')}, {count(result.files, 'file')}, "
         f"{count(result.vectors, 'vector')}"
