@@ -7,7 +7,7 @@ left.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,18 +61,19 @@ class Wish:
     k
         How many images, at least 1.
     under
-        Absolute path: only images with a live file there or below, also one that a manifest names.
+        Absolute paths: only images with a live file at or below any of them, also one that a
+        manifest names; without any, all images.
     min_score
         Only images with at least this cosine.
-    exclude_image
-        For each query an image that is not wanted, or None.
+    exclude
+        For each query the images that are left out, if any are.
     """
 
     xq: FloatArray
     k: int
-    under: bytes | None = None
+    under: tuple[bytes, ...] = ()
     min_score: float | None = None
-    exclude_image: Sequence[int | None] | None = None
+    exclude: Sequence[Collection[int]] | None = None
 
 
 def fetch_width(k: int, n: int) -> int:
@@ -99,7 +100,8 @@ class Search:
         self._wish = wish
         self._living = living
         self._most = view.n + 1  # one more than there are: whoever finds fewer has found all
-        self._fetch = fetch_width(wish.k, view.n)
+        most_left_out = max(map(len, wish.exclude or ()), default=0)
+        self._fetch = fetch_width(wish.k + most_left_out, view.n)
         self._live: RowArray | None = None
 
     def run(self) -> list[list[Neighbour]]:
@@ -134,7 +136,7 @@ class Search:
         rows = rows[rows >= 0]
         need = max(wish.k, math.ceil(least * len(rows)))
         best = best_first(self._rows, rows, wish.xq[query], self._living)
-        unwanted = None if wish.exclude_image is None else wish.exclude_image[query]
+        unwanted = () if wish.exclude is None else wish.exclude[query]
         return Line(*best, len(rows), need, unwanted)
 
     def _settled(self, indexed: Line, compared: Line, candidates: Candidates, at: int) -> bool:
@@ -153,7 +155,7 @@ class Search:
 
     def _attempts(self) -> Iterator[Attempt]:
         """Yield ways to find candidates; the last one misses no live row."""
-        if self._wish.under is not None:
+        if self._wish.under:
             yield from self._attempts_at(self._wish.under)
         elif self._loaded is None:
             yield lambda xq: self._exact(xq)
@@ -165,8 +167,9 @@ class Search:
             yield self._selected(self._loaded, self._live_rows)
             yield lambda xq: self._exact(xq, self._live_rows())
 
-    def _attempts_at(self, path: bytes) -> Iterator[Attempt]:
-        allowed = rows_at(self._conn, self._view.space.id, path)
+    def _attempts_at(self, places: Sequence[bytes]) -> Iterator[Attempt]:
+        found = [rows_at(self._conn, self._view.space.id, path) for path in places]
+        allowed = found[0] if len(found) == 1 else np.unique(np.concatenate(found))
         if self._loaded is not None:
             yield self._selected(self._loaded, lambda: allowed)
         yield lambda xq: self._exact(xq, allowed)

@@ -1,7 +1,7 @@
 """What is near a vector: nearest live images of a space, read in one transaction."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -68,9 +68,9 @@ class Lookup:
         xq: npt.ArrayLike,
         k: int,
         *,
-        under: bytes | None = None,
+        under: Sequence[bytes] = (),
         min_score: float | None = None,
-        exclude_image: Sequence[int | None] | None = None,
+        exclude: Sequence[Collection[int]] | None = None,
     ) -> Found:
         """Return the k nearest live images for each query.
 
@@ -81,12 +81,12 @@ class Lookup:
         k
             How many images, at least 1.
         under
-            Absolute path: only images with a live file there or below, also one that a manifest
-            names.
+            Absolute paths: only images with a live file at or below any of them, also one that a
+            manifest names; without any, all images.
         min_score
             Only images with at least this cosine.
-        exclude_image
-            For each query an image that is not wanted, or None.
+        exclude
+            For each query the images that are left out, if any are.
 
         Returns
         -------
@@ -103,7 +103,8 @@ class Lookup:
         SpaceError
             The space was dropped.
         """
-        wish = Wish(np.ascontiguousarray(xq, dtype=np.float32), k, under, min_score, exclude_image)
+        queries = np.ascontiguousarray(xq, dtype=np.float32)
+        wish = Wish(queries, k, tuple(under), min_score, exclude)
 
         def attempt() -> Found:
             with self.catalog.read() as conn:
@@ -190,5 +191,5 @@ def _check(wish: Wish, d: int) -> None:
         raise ValueError(f"query {far[0]} has norm {norms[far[0]]:.6g} instead of 1")
     if wish.k < 1:
         raise ValueError(f"k is {wish.k}, it must be at least 1")
-    if wish.exclude_image is not None and len(wish.exclude_image) != len(xq):
-        raise ValueError(f"{len(wish.exclude_image)} images to exclude for {len(xq)} queries")
+    if wish.exclude is not None and len(wish.exclude) != len(xq):
+        raise ValueError(f"{len(wish.exclude)} sets of images to exclude for {len(xq)} queries")

@@ -4,7 +4,7 @@ Scores come first and the catalog second: it is asked for the best ones alone, a
 only where too few of those live.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,13 +43,18 @@ class Line:
     need
         How many live ones are enough.
     unwanted
-        An image that counts as dead, or None.
+        Images that count as dead.
     """
 
     __slots__ = ("_at", "_need", "_rows", "_scores", "_until", "_unwanted", "hits", "offered")
 
     def __init__(
-        self, rows: RowArray, scores: FloatArray, offered: int, need: int, unwanted: int | None
+        self,
+        rows: RowArray,
+        scores: FloatArray,
+        offered: int,
+        need: int,
+        unwanted: Collection[int],
     ) -> None:
         self._rows: list[int] = rows.tolist()
         self._scores: list[float] = scores.tolist()
@@ -65,7 +70,7 @@ class Line:
         if lacking <= 0:
             return ()
         first = self._at == 0
-        step = lacking + (self._unwanted is not None) if first else lacking * _MORE
+        step = lacking + len(self._unwanted) if first else lacking * _MORE
         self._until = min(self._at + step, len(self._rows))
         return self._rows[self._at : self._until]
 
@@ -73,7 +78,7 @@ class Line:
         """Take up which of the rows that were asked for live."""
         for at in range(self._at, self._until):
             image = living.get(self._rows[at])
-            if image is not None and image != self._unwanted:
+            if image is not None and image not in self._unwanted:
                 self.hits.append(Neighbour(self._rows[at], image, self._scores[at]))
         self._at = self._until
 

@@ -109,7 +109,7 @@ def test_the_same_hits_on_either_database(catalog, lease):
     assert rows_of(by_index(filled).nearest(filled.x[:9], 5)) == truth
     under = root_of(filled) + b"/a"
     truth = nearest(filled.x, filled.x[:9], 5, np.arange(20, 300)).tolist()
-    assert rows_of(exactly(filled).nearest(filled.x[:9], 5, under=under)) == truth
+    assert rows_of(exactly(filled).nearest(filled.x[:9], 5, under=[under])) == truth
 
 
 def test_the_tail_is_searched_too(filled):
@@ -239,7 +239,7 @@ def test_only_above_a_score(filled, make):
 @pytest.mark.parametrize("make", [by_index, exactly])
 def test_without_its_own_image(filled, make):
     published(filled)
-    found = make(filled).nearest(filled.x[[5, 6]], 3, exclude_image=[1005, None])
+    found = make(filled).nearest(filled.x[[5, 6]], 3, exclude=[{1005}, ()])
     truth = nearest(filled.x, filled.x[[5, 6]], 4).tolist()
     assert rows_of(found) == [truth[0][1:], truth[1][:3]]
 
@@ -268,7 +268,7 @@ def test_under_a_folder(in_folders, monkeypatch, factory, narrow):
         (b"", np.r_[:2400, 2500:4200]),
         (b"none", np.empty(0, int)),
     ):
-        found = rows_of(lookup.nearest(xq, K, under=root_of(in_folders) + b"/" + prefix))
+        found = rows_of(lookup.nearest(xq, K, under=[root_of(in_folders) + b"/" + prefix]))
         if len(allowed):
             assert found == nearest(in_folders.x, xq, K, allowed).tolist()
         else:
@@ -323,7 +323,7 @@ def test_a_missing_part_is_an_error(filled):
         (np.ones((1, D)), 1, {}, "query 0 has norm 5.65685"),
         (np.full((1, D), np.nan), 1, {}, "query 0 has norm nan"),
         (clustered(1, D), 0, {}, "k is 0"),
-        (clustered(1, D), 1, {"exclude_image": []}, "0 images to exclude for 1 queries"),
+        (clustered(1, D), 1, {"exclude": []}, "0 sets of images to exclude for 1 queries"),
     ],
 )
 def test_questions_that_make_no_sense(filled, xq, k, options, message):
