@@ -15,6 +15,7 @@ import numpy.typing as npt
 from extractor.reading import Failure, Unread, opened
 from search.decoders import Decoders
 from search.errors import NoMemory, QueryError
+from search.gathering import Gathering
 from search.query import Vectors
 from search.records import Known, known_images
 from storage.catalog import Catalog
@@ -69,6 +70,7 @@ class Pictures:
         self.space = space
         self._decoders = decoders
         self.network = Vectors(space, device, catalog.home)
+        self._forwards: Gathering[None, tuple[Pixels, str], FloatArray] = Gathering(self._forward)
 
     def at(self, paths: Sequence[bytes]) -> list[Query]:
         """Look files up by content, and decode those that the space does not know.
@@ -113,7 +115,10 @@ class Pictures:
         run = [(query.pixels, query.name) for query in queries if query.pixels is not None]
         if not run:
             return np.empty((0, self.space.dim), np.float32)
-        return self.network.of([pixels for pixels, _ in run], [name for _, name in run])
+        return np.stack(self._forwards.ask(None, run))
+
+    def _forward(self, _: None, run: Sequence[tuple[Pixels, str]]) -> list[FloatArray]:
+        return list(self.network.of([pixels for pixels, _ in run], [name for _, name in run]))
 
     def _known(self, digests: Sequence[bytes | None]) -> list[Known | None]:
         """Return for each digest the image that has it, where that has a vector."""

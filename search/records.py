@@ -1,5 +1,6 @@
 """What the catalog says about images: the row of a digest, the live files of an image."""
 
+import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,10 +37,15 @@ class Holder:
     id: str | None
     label: str | None
 
-    def is_at(self, place: bytes) -> bool:
-        """Return whether the file is at or below an absolute path, or in that manifest."""
-        places = (os.path.abspath(place), os.path.realpath(place))
+    def is_at(self, places: Iterable[bytes]) -> bool:
+        """Return whether the file is at or below any of some `spellings`, or in such a manifest."""
         return any(self.root == at or self.path == at or inside(self.path, at) for at in places)
+
+
+def spellings(places: Iterable[bytes]) -> tuple[bytes, ...]:
+    """Return absolute paths as they are written, and as symbolic links resolve them."""
+    both = ((os.path.abspath(place), os.path.realpath(place)) for place in places)
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(both)))
 
 
 def known_images(conn: Connection, space_id: int, digests: Iterable[bytes]) -> dict[bytes, Known]:
@@ -56,19 +62,23 @@ def known_images(conn: Connection, space_id: int, digests: Iterable[bytes]) -> d
     return found
 
 
-def known_number(conn: Connection, space_id: int, image_id: int) -> Known | None:
-    """Return the image of this number if it has a vector in the space."""
-    found = _ROW_OF.rows(conn, space_id=space_id, image_id=image_id)
-    return Known(image_id, found[0][0]) if found else None
+def rows_of(conn: Connection, space_id: int, image_ids: Iterable[int]) -> dict[int, int]:
+    """Return image id -> row of those images that have a vector in the space."""
+    found: dict[int, int] = {}
+    for some in sliced(image_ids, _AT_ONCE):
+        asked = _ROWS_OF.rows(conn, space_id=space_id, **binding(conn, some))
+        found.update((image, row) for image, row in asked if row is not None)
+    return found
 
 
-def _row_of(_: str) -> Select[Any]:
-    return select(Vector.row).where(
-        Vector.space_id == bindparam("space_id"), Vector.image_id == bindparam("image_id")
-    )
+def _rows_of(dialect: str) -> Select[Any]:
+    wanted = listed(dialect)
+    of_image = (Vector.space_id == bindparam("space_id"), Vector.image_id == wanted.c.value)
+    row = select(Vector.row).where(*of_image).correlate(wanted).scalar_subquery()
+    return select(wanted.c.value, row)
 
 
-_ROW_OF = Prepared(_row_of)
+_ROWS_OF = Prepared(_rows_of)
 
 
 def vectors_in(conn: Connection, space_id: int) -> int:

@@ -1,0 +1,136 @@
+"""From examples to vectors: pictures and words go through the space's network.
+
+Threads may share what is here.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from search.errors import VectorError
+from search.pictures import Pictures, Query
+from search.questions import Example, Question
+from storage.vectors import UNIT_TOLERANCE
+
+if TYPE_CHECKING:
+    from search.words import Words
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Meant:
+    """What an example is: an image that has a vector in the space, or a vector of its own.
+
+    Attributes
+    ----------
+    image_id
+        The image; None where ``vector`` is given, and that has shape ``(d,)``, float32, unit
+        length.
+    """
+
+    image_id: int | None
+    vector: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """A question whose examples are images and vectors."""
+
+    plus: tuple[Meant, ...]
+    minus: tuple[Meant, ...]
+
+    @property
+    def images(self) -> frozenset[int]:
+        """The images that are examples."""
+        both = (*self.plus, *self.minus)
+        return frozenset(meant.image_id for meant in both if meant.image_id is not None)
+
+
+class Examples:
+    """Finds out what examples are, those of all questions at once.
+
+    Parameters
+    ----------
+    pictures
+        Turn pictures into vectors.
+    device
+        Where words go through the network.
+    """
+
+    def __init__(self, pictures: Pictures, device: str) -> None:
+        self._pictures = pictures
+        self._space = pictures.space
+        self._device = device
+        self._words: Words | None = None
+        self._opening = threading.Lock()
+
+    def asked(self, questions: Sequence[Question]) -> list[Asked]:
+        """Return the questions by images and vectors.
+
+        Raises
+        ------
+        QueryError
+            A picture can't be read or decoded.
+        VectorError
+            A vector does not fit the space.
+        SearchError
+            There are words, and the space's network knows none.
+        """
+        meant = iter(self._meant([one for q in questions for one in (*q.plus, *q.minus)]))
+        return [
+            Asked(tuple(next(meant) for _ in q.plus), tuple(next(meant) for _ in q.minus))
+            for q in questions
+        ]
+
+    def _meant(self, examples: Sequence[Example]) -> list[Meant]:
+        queries = self._queries(examples)
+        fresh = iter(self._pictures.fresh(list(queries.values())))
+        said = [example.words for example in examples if example.words is not None]
+        heard = iter(self._of_words(said)) if said else iter(())
+        found = []
+        for at, example in enumerate(examples):
+            if at in queries:
+                known = queries[at].known
+                found.append(Meant(known.image_id) if known else Meant(None, next(fresh)))
+            elif example.words is not None:
+                found.append(Meant(None, next(heard)))
+            elif example.vector is not None:
+                found.append(Meant(None, self._checked(example.vector)))
+            else:
+                found.append(Meant(example.image_id))
+        return found
+
+    def _queries(self, examples: Sequence[Example]) -> dict[int, Query]:
+        """Return the pictures among the examples, by their places."""
+        paths = {at: one.path for at, one in enumerate(examples) if one.path is not None}
+        at_paths = dict(zip(paths, self._pictures.at(list(paths.values())), strict=True))
+        of_bytes = {
+            at: self._pictures.of_bytes(one.data)
+            for at, one in enumerate(examples)
+            if one.data is not None
+        }
+        return at_paths | of_bytes
+
+    def _of_words(self, texts: Sequence[str]) -> FloatArray:
+        from search.words import Words
+
+        with self._opening:
+            if self._words is None:
+                self._words = Words(self._space, self._device)
+        return self._words.of(texts)
+
+    def _checked(self, vector: FloatArray) -> FloatArray:
+        x = np.asarray(vector, dtype=np.float32)
+        dim, name = self._space.dim, self._space.name
+        if x.shape != (dim,):
+            size = f"{len(x)} numbers" if x.ndim == 1 else f"the shape {x.shape}"
+            raise VectorError(f"the vector has {size}, the space {name!r} has {dim}")
+        norm = float(np.linalg.norm(x.astype(np.float64)))
+        if not abs(norm - 1) < UNIT_TOLERANCE:
+            raise VectorError(f"the vector has norm {norm:.6g}, it must be 1")
+        return x
