@@ -32,6 +32,10 @@ COMMANDS = {
         "Write the regions that a detector finds, with features.",
     ),
     "search": ("flows.commands.search:command", "Find the images that look like the given ones."),
+    "duplicates": (
+        "flows.commands.duplicates:command",
+        "Find pictures that are there more than once.",
+    ),
     "serve": ("flows.commands.serve:command", "Answer searches over HTTP."),
     "status": ("flows.commands.status:command", "Show settings, roots, spaces and pending work."),
     "failures": (
