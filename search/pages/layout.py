@@ -2,15 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import APIRouter
-from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from starlette.requests import Request
 from starlette.responses import Response
 
 if TYPE_CHECKING:
@@ -38,8 +35,8 @@ class Pages:
         return _page(template, status, values)
 
     def router(self) -> APIRouter:
-        """Return a router whose pages answer every exception with a page that says what it is."""
-        return APIRouter(route_class=_answering(self.desk), include_in_schema=False)
+        """Return a router for pages; what its routes raise becomes an error page."""
+        return APIRouter(include_in_schema=False)
 
 
 def error_page(trouble: "Trouble") -> Response:
@@ -152,20 +149,3 @@ def _page(template: str, status: int, values: dict[str, Any]) -> Response:
     body = text.encode("utf-8", "backslashreplace")
     headers = {"Cache-Control": "private, no-cache"}
     return Response(body, status, headers, "text/html; charset=utf-8")
-
-
-def _answering(desk: "Desk") -> type[APIRoute]:
-    class Answering(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Any]:
-            handle = super().get_route_handler()
-
-            async def answer(request: Request) -> Response:
-                try:
-                    page: Response = await handle(request)
-                except Exception as error:  # noqa: BLE001 - each becomes a page
-                    page = error_page(desk.trouble(error))
-                return page
-
-            return answer
-
-    return Answering

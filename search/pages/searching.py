@@ -12,7 +12,7 @@ from starlette.responses import Response
 from search.browsing import listing
 from search.errors import SearchError
 from search.pages.address import DISTINCT, Asked, Values, text_of
-from search.pages.layout import Pages, path_text
+from search.pages.layout import Pages, base_name, path_text
 from search.pages.starting import Shown, paths_of, some_images
 from search.places import Place, path_of
 from search.questions import Reply
@@ -183,12 +183,10 @@ def _reply(asked: Asked, picture: bytes | None, searcher: "Searcher") -> Reply:
 
 def _title(asked: Asked, frame: Frame) -> str:
     """Return what the hits are like, in words."""
-    if asked.text and not asked.liked:
-        return f"“{asked.text}”"
-    n = len(asked.liked) + bool(asked.vector) + bool(asked.text)
-    if n > 1:
-        return f"Like these {n}"
-    if asked.vector:
-        return "Like the picture that you sent"
-    names = [frame.names[image] for image in asked.liked if image in frame.names]
-    return f"Like {path_text(names[0].rpartition(b'/')[2])}" if names else "Search"
+    names = [base_name(frame.names[image]) for image in asked.liked if image in frame.names]
+    names = [*(["your picture"] if asked.vector else []), *names]
+    names = [*([f"“{asked.text}”"] if asked.text else []), *names]
+    if not names:
+        return "Search"
+    like = f"Like {names[0]}" if len(names) == 1 else f"Like these {len(names)}"
+    return f"{like}, unlike {len(asked.minus)}" if asked.minus else like

@@ -254,6 +254,7 @@ async function append(more) {
 function startFilters() {
   const form = $("#question");
   if (!form) return;
+  $("#apply", form).hidden = true;
   form.addEventListener("formdata", (event) => {
     for (const [name, value] of [...event.formData]) if (!value) event.formData.delete(name);
   });
