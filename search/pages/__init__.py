@@ -7,13 +7,13 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from search.pages import picture, searching
+from search.pages import folders, map, picture, searching, status
 from search.pages.layout import STATIC, Pages
 
 if TYPE_CHECKING:
     from search.desk import Desk
 
-ROUTERS = (searching.router, picture.router)
+ROUTERS = (searching.router, picture.router, folders.router, map.router, status.router)
 
 
 def add_pages(app: FastAPI, desk: "Desk") -> None:

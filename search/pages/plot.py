@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from storage.recall import RecallInfo
 
-WIDTH, HEIGHT = 640, 200
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 16, 32
+WIDTH, HEIGHT = 480, 200
+LEFT, RIGHT, TOP, BOTTOM = 60, 16, 16, 36
 """Room around the plot, for what is written there."""
 HIGHEST_FLOOR = 0.9
 """The axis begins here, or below where a measurement lies below."""
