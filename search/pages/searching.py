@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from fastapi import APIRouter, Query, Request
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from search.browsing import listing
 from search.errors import SearchError
 from search.pages.address import DISTINCT, Asked, Values, text_of
 from search.pages.layout import Pages, base_name, path_text
 from search.pages.starting import Shown, paths_of, some_images
-from search.places import Place, path_of
+from search.places import Folder, Place, crumbs, folders, path_of, roots
 from search.questions import Reply
 from search.words import why_not
 from storage.errors import SpaceError
@@ -158,13 +157,13 @@ def _options(conn: Connection, within: Sequence[str]) -> list[Option]:
     if len(within) > 1:
         return []  # each can be removed, and then another one chosen
     if not within:
-        return [_option(folder, 0) for folder in listing(conn, None).folders]
-    here = listing(conn, Place.parse(within[0]))
-    above = [_option(folder, depth) for depth, folder in enumerate(here.crumbs)]
-    return above + [_option(folder, len(above)) for folder in here.folders]
+        return [_option(folder, 0) for folder in roots(conn)]
+    here = Place.parse(within[0])
+    above = [_option(folder, depth) for depth, folder in enumerate(crumbs(conn, here))]
+    return above + [_option(folder, len(above)) for folder in folders(conn, here).folders]
 
 
-def _option(folder: Any, depth: int) -> Option:
+def _option(folder: Folder, depth: int) -> Option:
     return Option(str(folder.place), path_text(folder.name), depth)
 
 

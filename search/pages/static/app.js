@@ -172,11 +172,11 @@ let renewals = 0;
 async function renew(asked, url, fallback) {
   // Puts what is fetched in the place of what is shown; the last one to be asked for wins.
   const mine = (renewals += 1);
-  const focused = document.activeElement?.id;
   document.body.classList.add("busy");
   try {
     const page = await asked;
     if (mine !== renewals) return;
+    const focused = document.activeElement?.id;
     $("main").replaceWith($("main", page));
     document.title = page.title;
     if (url) history.pushState(null, "", url);
