@@ -28,16 +28,28 @@ def size_of(held: Held) -> tuple[int, int] | None:
         descriptor = os.open(held.path, _FLAGS)
     except (OSError, ValueError):
         return None
-    with open(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
-        same = (found.st_size, found.st_mtime_ns) == (held.size_bytes, held.mtime_ns)
-        if not stat.S_ISREG(found.st_mode) or not same:
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        if (found.st_size, found.st_mtime_ns) != (held.size_bytes, held.mtime_ns):
             return None
         data = b""
-        for length in (FIRST_BYTES, -1):
+        for length in (FIRST_BYTES, found.st_size):
             try:
-                data += file.read(length)
+                data += _read(descriptor, length - len(data))
                 return open_header(data).size
             except (DecodeError, OSError, MemoryError):
                 continue
+    finally:
+        os.close(descriptor)
     return None
+
+
+def _read(descriptor: int, length: int) -> bytes:
+    """Return the next bytes of a file, so many where it has them."""
+    blocks = []
+    while length > 0 and (block := os.read(descriptor, length)):
+        blocks.append(block)
+        length -= len(block)
+    return b"".join(blocks)
