@@ -40,8 +40,8 @@ class ModelRequest:
     Attributes
     ----------
     model
-        A classification network of torchvision, a name of the field's, ``timm:NAME``, or
-        ``package.module:function``.
+        A classification network of torchvision, a name of the field's, ``timm:NAME``,
+        ``clip:NAME``, or ``package.module:function``.
     layer
         A layer by the field's name, a graph node or a module; None is the penultimate layer.
     weights
@@ -97,7 +97,8 @@ class ModelSpec:
     Attributes
     ----------
     architecture
-        The network's name: torchvision's, ``timm:NAME``, or ``package.module:function``.
+        The network's name: torchvision's, ``timm:NAME``, ``clip:NAME`` (then the digest is that of
+        both towers), or ``package.module:function``.
     weights_digest
         SHA-256 of the values of the state dict (``weights.digest``).
     node
@@ -195,7 +196,7 @@ def request_key(request: ModelRequest) -> str:
 
     Equal keys give equal specs: it holds the typed values, the signatures of the weights file and
     of the file that makes a network of one's own, and the versions of the decoder and of
-    torchvision and timm, which say what ``DEFAULT`` is.
+    torchvision, timm and open_clip, which say what ``DEFAULT`` is.
     """
     values: list[Any] = [request.weights]
     path = weights.weights_file(request.weights)

@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's, timm's, one's own, and the names that people know them by."""
+"""Networks by name: torchvision's, timm's, open_clip's, one's own, and names that people use."""
 
 import difflib
 import fnmatch
@@ -8,7 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from extractor import own_networks, timm_catalog, timm_networks, torchvision_networks
+from extractor import (
+    clip_catalog,
+    clip_networks,
+    own_networks,
+    timm_catalog,
+    timm_networks,
+    torchvision_networks,
+)
 from extractor.errors import UnknownModel
 from extractor.preprocess import Preprocess
 
@@ -19,6 +26,8 @@ if TYPE_CHECKING:
 
 TIMM = "timm:"
 """What the names of timm's networks begin with."""
+CLIP = "clip:"
+"""What the names of open_clip's networks of images and text begin with."""
 
 # Names that papers and other tools use, small and without hyphens and underscores, for networks
 # that torchvision does not have.
@@ -49,7 +58,7 @@ class ModelInfo:
     weights
         Names of the published weights.
     source
-        Where network and weights come from: ``torchvision``, or the network of timm.
+        Where network and weights come from: ``torchvision``, the network of timm, ``open_clip``.
     """
 
     name: str
@@ -99,7 +108,8 @@ def sketch(model: str, weights: str, side: int | None) -> Network:
     Parameters
     ----------
     model
-        A name of torchvision's, one that people use, ``timm:NAME`` or ``package.module:function``.
+        A name of torchvision's, one that people use, ``timm:NAME``, ``clip:NAME`` or
+        ``package.module:function``.
     weights
         As it is typed.
     side
@@ -115,6 +125,8 @@ def sketch(model: str, weights: str, side: int | None) -> Network:
     name = known(model)
     if name.startswith(TIMM):
         return timm_networks.sketch(name.removeprefix(TIMM), weights, side)
+    if name.startswith(CLIP):
+        return clip_networks.sketch(name.removeprefix(CLIP), weights, side)
     return torchvision_networks.sketch(name, weights, side)
 
 
@@ -127,16 +139,22 @@ def versions(model: str) -> dict[str, Any]:
     """Return what, besides torchvision, says what a typed name stands for.  Needs no torch."""
     if own_networks.is_own(model):
         return {"code": own_networks.signature(model)}
+    if model.lower().startswith(CLIP):
+        return _version("open_clip_torch")
     if model.lower().startswith(TIMM) or _plain(model) in _ALIASES:
-        try:
-            return {"timm": importlib.metadata.version("timm")}
-        except importlib.metadata.PackageNotFoundError:
-            return {"timm": None}
+        return _version("timm")
     return {}
 
 
+def _version(package: str) -> dict[str, str | None]:
+    try:
+        return {package: importlib.metadata.version(package)}
+    except importlib.metadata.PackageNotFoundError:
+        return {package: None}
+
+
 def known(model: str) -> str:
-    """Return a network's name as torchvision writes it, or ``timm:NAME``.
+    """Return a network's name as torchvision writes it, or ``timm:NAME`` or ``clip:NAME``.
 
     Raises
     ------
@@ -145,6 +163,8 @@ def known(model: str) -> str:
     """
     if model.lower().startswith(TIMM):
         return TIMM + timm_catalog.known(model[len(TIMM) :])
+    if model.lower().startswith(CLIP):
+        return CLIP + clip_catalog.known(model[len(CLIP) :])
     name, there = model.lower(), torchvision_networks.names()
     if name in there:
         return name
@@ -159,7 +179,7 @@ def known(model: str) -> str:
 def list_models(pattern: str | None = None) -> list[ModelInfo]:
     """Describe the networks whose name holds ``pattern``, or matches it as a glob; or all.
 
-    timm's are listed for a pattern that begins with ``timm:`` alone.
+    timm's and open_clip's are listed for a pattern that begins with ``timm:`` or ``clip:`` alone.
     """
     return list(described(pattern))
 
@@ -169,6 +189,9 @@ def described(pattern: str | None = None) -> Iterator[ModelInfo]:
     wanted = (pattern or "").lower()
     if wanted.startswith(TIMM):
         yield from timm_networks.described(wanted.removeprefix(TIMM))
+        return
+    if wanted.startswith(CLIP):
+        yield from clip_networks.described(wanted.removeprefix(CLIP))
         return
     yield from torchvision_networks.described(lambda name: matches(name, wanted))
     if timm_catalog.installed():

@@ -69,7 +69,8 @@ class OwnNetwork:
 
 def is_own(model: str) -> bool:
     """Whether a name is ``package.module:function``."""
-    return _NAME.fullmatch(model) is not None and not model.lower().startswith("timm:")
+    others = model.lower().startswith(("timm:", "clip:"))
+    return not others and _NAME.fullmatch(model) is not None
 
 
 def sketch(model: str, weights_text: str, side: int | None) -> OwnNetwork:

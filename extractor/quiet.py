@@ -8,9 +8,12 @@ warnings.
 
 import ctypes
 import logging
+import os
 import re
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Final
 
@@ -19,6 +22,7 @@ from PIL import _imaging
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
 
 _LOCK: Final = threading.Lock()
+_HUSHED: Final = threading.RLock()
 _MODULES: Final = re.compile(r"PIL\.|pillow_heif")
 _FILTER: Final = ("ignore", None, Warning, _MODULES, 0)
 _TRANSLATORS: Final = ("torch", "onnxscript", "onnx_ir", "onnx", "onnxruntime")
@@ -58,3 +62,29 @@ def quieten_translators() -> None:
         warnings.filterwarnings("ignore", module=r"extractor\.(onnx|compile)_pass$|copyreg$")
     for name in _TRANSLATORS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def hushed(package: str) -> Iterator[None]:
+    """Drop what a package says to the root logger inside, which it would set up by that.
+
+    What others say meanwhile goes where it always goes.
+    """
+    root = logging.getLogger()
+    part = f"{os.sep}{package}{os.sep}"
+
+    def others(record: logging.LogRecord) -> bool:
+        return part not in record.pathname
+
+    with _HUSHED:
+        # Without any handler the first word to the root logger would give it one for good.
+        usual = None if root.handlers else logging.lastResort
+        root.addFilter(others)
+        if usual is not None:
+            root.addHandler(usual)
+        try:
+            yield
+        finally:
+            root.removeFilter(others)
+            if usual is not None:
+                root.removeHandler(usual)

@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import os
 import re
+import threading
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _COUNTER = "num_batches_tracked"
 # The published DenseNet files still have the key names of 2017 (torchvision/models/densenet.py).
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
 _SHOWN = 5
+_DRAWING = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ def build(make: "Callable[[], nn.Module]", seed: int) -> "nn.Module":
     """Return ``make()`` with weights drawn from ``seed``; torch's own generator stays as it was."""
     import torch
 
-    with torch.random.fork_rng(devices=[]):
+    # All threads draw from torch's one generator.
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network: nn.Module = make()
     return network
