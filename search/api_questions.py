@@ -5,7 +5,7 @@ import math
 from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.datastructures import QueryParams
 
 from search.engine import Searcher
@@ -23,7 +23,14 @@ MOST_EXAMPLES: Final = 100
 MOST_PLACES: Final = 100
 MOST_LETTERS: Final = 1000
 
-Id = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+def _whole(value: object) -> object:
+    """Return 3 for 3.0, which JSON does not tell apart."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int)]
+Id = Annotated[Whole, Field(ge=0, lt=1 << 63)]
 PlaceText = Annotated[
     str, Field(pattern=r"^(r[1-9][0-9]{0,17}|f[1-9][0-9]{0,17}-[1-9][0-9]{0,3})$")
 ]
@@ -35,9 +42,9 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    k: Annotated[int, Field(ge=1, le=MOST_HITS, description="Most hits.")] = 10
+    k: Annotated[Whole, Field(ge=1, le=MOST_HITS, description="Most hits.")] = 10
     skip: Annotated[
-        int,
+        Whole,
         Field(ge=0, le=MOST_SKIPPED, description="How many of the best hits to leave out."),
     ] = 0
     min_score: Annotated[

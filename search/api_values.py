@@ -93,10 +93,8 @@ PLACE: Final = {
     "schema": {"type": "string", "minLength": 1},
 }
 LISTED: Final = [
-    _in_query("after", {**_NUMBER, "description": "`after` of the page before this one."}),
-    _in_query(
-        "folders_after", {**_NUMBER, "description": "`folders_after` of the page before this one."}
-    ),
+    _in_query(name, {**_NUMBER, "description": f"`{name}` of a page before: gives {what} alone."})
+    for name, what in (("after", "the next pictures"), ("folders_after", "the next folders"))
 ]
 QUESTION: Final = {
     "parameters": _options(),

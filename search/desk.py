@@ -22,8 +22,8 @@ from storage.errors import SpaceError
 T = TypeVar("T")
 Say = Callable[[str], None]
 
-THREADS: Final = max(8, 2 * (os.cpu_count() or 1))
-"""Questions without a picture that are answered at once; more of them wait."""
+THREADS: Final = 32
+"""Questions without a picture, and thumbnails, that are answered at once; more of them wait."""
 LOOKERS: Final = 4
 """Questions to the catalog alone that are answered at once: counting a large one takes a while."""
 
