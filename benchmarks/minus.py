@@ -35,7 +35,10 @@ def main() -> None:
     """Make the vectors, try the weights, print the table."""
     args = parser(__doc__).parse_args()
     if not (PHOTOS.is_dir() and WEIGHTS.is_file()):
-        raise SystemExit(f"there are no photos and weights in {DATA}")
+        why = f"there are no photos and weights in {DATA}"
+        print(why)
+        finish("minus", [], {"skipped": why}, args.json)
+        return
     x, classes = _vectors(quick=args.quick)
     tasks = {f"refined by {n}": _refined(x, classes, n) for n in (1, 3)}
     tasks["taken away"] = _taken_away(x, classes, 50 if args.quick else PAIRS)
