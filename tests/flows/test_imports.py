@@ -74,6 +74,9 @@ MAY = {
     "extract {pictures} {new}.tsv --model shufflenet_v2_x0_5 --weights random:0": VECTORS | NETWORK,
     "regions {pictures} {new} --config-file {detector}": VECTORS | NETWORK | {"yaml"},
     "search {pictures}/family-000/plain.jpg": INDEX,
+    "search {pictures}/family-000/plain.jpg --plus {pictures}/family-001/plain.jpg --distinct 0.9"
+    " --export {new}.csv": INDEX,
+    "search {pictures}/family-000/plain.jpg --sheet {new}.png --html {new}.html": INDEX | {"PIL"},
     "search {unknown}": INDEX | NETWORK,
     "duplicates": VECTORS | {"PIL"},
     "duplicates --exact --script {new}.sh": VECTORS,

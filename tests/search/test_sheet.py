@@ -6,8 +6,19 @@ import pytest
 from PIL import Image, ImageChops, ImageFont
 
 from search.answers import Answer, Hit
+from search.asked import MINUS, PLUS, Found, Term
 from search.errors import SearchError
-from search.sheet import CAPTION, FRAME, GAP, GREY, TILE, _fitting, draw_sheet, sheet
+from search.sheet import (
+    CAPTION,
+    FRAME,
+    FRAME_MINUS,
+    GAP,
+    GREY,
+    TILE,
+    _fitting,
+    draw_sheet,
+    sheet,
+)
 
 RED, BLUE = (220, 10, 10), (10, 10, 220)
 
@@ -47,6 +58,28 @@ def test_the_query_is_framed_and_first_then_the_hits(tmp_path: Path) -> None:
     framed = [tile(page, column, 0).getpixel((0, TILE // 2)) == FRAME for column in range(3)]
     assert framed == [True, False, False]
     assert centre(tile(page, 1, 0).crop((0, 0, TILE, 8))) == (255, 255, 255)
+
+
+def test_what_was_asked_beside_the_query_is_framed_too(tmp_path: Path) -> None:
+    red, blue = flat(tmp_path / "r.png", RED), flat(tmp_path / "b.png", BLUE)
+    terms = (Term(red), Term(blue, PLUS), Term(red, MINUS), Term("a word", PLUS))
+    hits = answer(red, blue).hits
+    page = sheet([Found(terms, "s", hits)])
+    assert [centre(tile(page, column, 0)) for column in (0, 1, 2, 4)] == [RED, BLUE, RED, BLUE]
+    assert page.height == TILE + CAPTION + 2 * GAP
+    edges = [tile(page, column, 0).getpixel((0, TILE // 2)) for column in range(5)]
+    assert edges == [FRAME, FRAME, FRAME_MINUS, FRAME, BLUE]
+
+
+def test_words_are_written_where_a_picture_would_be() -> None:
+    short, long, odd = ("red car", "very " * 200, "a\nb\x1b[31m")
+    page = sheet([Found((Term(words),), "s", ()) for words in (short, long, odd)])
+    inner = [tile(page, 0, row).crop((4, 4, TILE - 4, TILE - 4)) for row in range(3)]
+    ink = [int((np.asarray(each) < 100).sum()) for each in inner]
+    assert 0 < ink[0] < ink[1]
+    assert ink[2] > 0
+    edges = [np.asarray(each)[:, [0, -1]].min() for each in inner]
+    assert min(edges) > 200  # nothing is cut off
 
 
 def test_rows_wrap_and_each_answer_begins_a_new_one(tmp_path: Path) -> None:
