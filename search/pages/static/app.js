@@ -13,8 +13,11 @@ function kept(name, value) {
   return null;
 }
 
-function say(text) {
-  $("#said").textContent = text;
+function say(text, { trouble = false } = {}) {
+  // Read aloud; trouble is shown as well.
+  const said = $("#said");
+  said.textContent = text;
+  said.className = trouble ? "toast" : "unseen";
 }
 
 // Light and dark
@@ -59,6 +62,7 @@ function startGrids() {
 // A picture that is dropped, pasted or chosen
 
 const PREVIEW = "sent picture";
+const PREVIEW_MS = 400;
 
 async function preview(file) {
   // Shown on the next page; it never leaves this tab.
@@ -78,7 +82,7 @@ async function preview(file) {
 async function send(file) {
   const form = $("#ask");
   if (!form) {
-    say("Go to the search page to search by a picture.");
+    say("Go to the search page to search by a picture.", { trouble: true });
     return;
   }
   const input = $("input[type=file]", form);
@@ -89,7 +93,7 @@ async function send(file) {
   }
   document.body.classList.add("busy");
   say("Searching");
-  await preview(file).catch(() => {});
+  await Promise.race([preview(file), new Promise((done) => setTimeout(done, PREVIEW_MS))]);
   form.submit();
 }
 
@@ -138,7 +142,7 @@ function startDropping() {
     const image = imageIn(event.dataTransfer);
     if (file) send(file);
     else if (image) location.assign(`/search?image=${image}`);
-    else say("That is no picture.");
+    else say("That is no picture: drop the file of one.", { trouble: true });
   });
   addEventListener("dragend", leave);
   addEventListener("paste", (event) => {
@@ -245,7 +249,7 @@ async function append(more) {
   } catch {
     delete more.dataset.asked;
     more.textContent = label;
-    say("That did not work; press More to try again.");
+    say("That did not work; press More to try again.", { trouble: true });
   }
 }
 
@@ -371,6 +375,7 @@ function startPage() {
   watch();
 }
 
+addEventListener("pageshow", () => document.body.classList.remove("busy"));
 startTheme();
 startGrids();
 startDropping();
