@@ -9,7 +9,7 @@ py := $(VENV)/bin/python
 # An environment is right when it was made from these very files, for this very checkout.
 stamp := $(VENV)/.made-from-$(shell cat pyproject.toml constraints.txt | cat - <(pwd) <($(PYTHON) -V) | sha256sum | cut -c1-16)
 
-.PHONY: help env demo test reliability check format docs bench clean
+.PHONY: help env browser demo test reliability check format docs bench clean
 
 help:
 	@echo "make demo    index a few hundred drawn pictures and search them"
@@ -29,10 +29,16 @@ $(stamp):
 	rm -f $(VENV)/.made-from-*
 	touch $@
 
+# The page's tests drive the system's Chromium, and are skipped where there is none.
+browser:
+ifdef CI
+	command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } >/dev/null
+endif
+
 demo: env
 	$(py) -m flows.demo
 
-test: env
+test: env browser
 	$(py) -m coverage erase
 	OMP_NUM_THREADS=1 $(py) -m coverage run -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(py) -m coverage combine --quiet

@@ -1,7 +1,8 @@
 """All measurements, one script after the other, and one table of what came of them.
 
 Each script runs in a process of its own; what it prints is seen as it comes.  The figures go to
-``results/<machine>.json``, where a script that is not run this time keeps its former ones.
+``results/<machine>.json``, where a script that is not run this time keeps its former ones, and the
+table of all goals beside it to ``results/<machine>.txt``.
 
     python benchmarks/run.py [--only pipeline,scan] [--against results/FORMER.json] [--quick]
 
@@ -58,14 +59,23 @@ SCRIPTS = (
     Script("scan"),
     Script("store"),
     Script("recall"),
+    Script("duplicates"),
     Script("commands", store=True),
     Script("queries", store=True),
+    Script("gathering", store=True),
     Script("serving"),
+    Script("minus"),
+    Script("gathering", store=True),
+    Script("minus"),
+    Script("gathering", store=True),
+    Script("serving"),
+    Script("minus"),
     Script("gpu"),
     Script("orchestration", ("--pictures", "2000", "--pairs", "3")),
     Script("workers", WORKERS),
     Script("catalog", ("--files", "50000")),
     Script("peers"),
+    Script("duplicates"),
 )
 
 Reports = dict[str, dict[str, Any]]
@@ -199,14 +209,17 @@ def _flat(figures: Any, path: str = "") -> Iterator[tuple[str, tuple[float, bool
 
 
 def write(out: Path, reports: Reports) -> None:
-    """Write the figures; scripts that were not run keep those that the file has."""
+    """Write figures and table; scripts that were not run keep those that the file has."""
     kept = json.loads(out.read_text())["scripts"] if out.exists() else {}
     known = [script.name for script in SCRIPTS]
     merged = {name: kept.get(name) for name in known if name in kept} | reports
     out.parent.mkdir(parents=True, exist_ok=True)
     ordered = {name: merged[name] for name in known if name in merged}
-    text = json.dumps({"machine": machine(), "scripts": ordered}, indent=2)
+    described = machine()
+    text = json.dumps({"machine": described, "scripts": ordered}, indent=2)
     out.write_text(text + "\n")
+    words = ", ".join(f"{name} {value}" for name, value in described.items())
+    out.with_suffix(".txt").write_text(f"{words}\n\n{summary(ordered)}\n")
 
 
 def _arguments() -> argparse.Namespace:

@@ -160,3 +160,6 @@ def test_figures_are_in_the_order_of_the_scripts_whenever_they_were_taken(tmp_pa
     written = json.loads(out.read_text())["scripts"]
     assert list(written) == ["pipeline", "scan"]
     assert written["scan"]["goals"][0]["measured"] == 2.0
+    table = out.with_suffix(".txt").read_text()
+    assert table.index("pipeline ") < table.index("scan ")
+    assert "1 of 2 goals met" in table
