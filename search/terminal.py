@@ -11,7 +11,6 @@ that may never come.
 """
 
 import base64
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -127,11 +126,3 @@ def _kitty(png: bytes, columns: int) -> str:
 def _iterm(png: bytes, columns: int) -> str:
     text = base64.b64encode(png).decode("ascii")
     return f"\x1b]1337;File=inline=1;size={len(png)};width={columns}:{text}\x07"
-
-
-def is_terminal(descriptor: int) -> bool:
-    """Return whether a terminal is open there."""
-    try:
-        return os.isatty(descriptor)
-    except OSError:
-        return False
