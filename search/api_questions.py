@@ -29,8 +29,9 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int)]
-Id = Annotated[Whole, Field(ge=0, lt=1 << 63)]
+WHOLE: Final = BeforeValidator(_whole)
+"""Stands behind what bounds a number, so that the document has the bounds."""
+Id = Annotated[int, Field(ge=0, lt=1 << 63), WHOLE]
 PlaceText = Annotated[
     str, Field(pattern=r"^(r[1-9][0-9]{0,17}|f[1-9][0-9]{0,17}-[1-9][0-9]{0,3})$")
 ]
@@ -42,10 +43,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    k: Annotated[Whole, Field(ge=1, le=MOST_HITS, description="Most hits.")] = 10
+    k: Annotated[int, Field(ge=1, le=MOST_HITS, description="Most hits."), WHOLE] = 10
     skip: Annotated[
-        Whole,
+        int,
         Field(ge=0, le=MOST_SKIPPED, description="How many of the best hits to leave out."),
+        WHOLE,
     ] = 0
     min_score: Annotated[
         float | None, Field(description="Only hits with at least this cosine.")

@@ -1,5 +1,6 @@
 """What stands in addresses: read strictly, as the API's document tells it."""
 
+import re
 from typing import Any, Final
 
 from fastapi import Request
@@ -14,6 +15,7 @@ MOST_NUMBER: Final = (1 << 63) - 1
 SMALLEST: Final = SIZES[1]
 """Longer side of a thumbnail, where none is asked for."""
 
+_DIGITS: Final = re.compile(r"([0-9]{1,19})(?:\.0{1,9})?")
 _NUMBER: Final = {"type": "integer", "minimum": 0, "maximum": MOST_NUMBER}
 
 
@@ -40,11 +42,12 @@ def option(request: Request, name: str) -> int | None:
 
 
 def _number(name: str, text: str) -> int:
-    is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(MOST_NUMBER))
-    if not is_number or int(text) > MOST_NUMBER:
+    """Return a whole number; 4.0 is one, as in JSON."""
+    found = _DIGITS.fullmatch(text)
+    if found is None or int(found[1]) > MOST_NUMBER:
         said = f"{name}: a whole number from 0 to {MOST_NUMBER:,} is meant"
         raise Refused(400, "bad_request", said)
-    return int(text)
+    return int(found[1])
 
 
 def _in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The bodies of requests, read within bounds: none is larger, or comes slower, than it may."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,6 +12,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 
 from search.refusals import Refused
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what clients send
 
 FIELD_BYTES: Final = 1 << 20
 """Of one field of a form, and of all that stands in it beside the picture."""
@@ -56,6 +59,11 @@ class _InMemory(MultiPartParser):
     """Keeps files in memory: what is sent is never stored."""
 
     spool_max_size = 0  # which means: without bound; the bound is that of the body
+
+    def close(self) -> None:
+        """Close all files, those as well whose end did not come."""
+        for file in self._files_to_close_on_error:
+            file.close()
 
 
 class Reader:
@@ -112,15 +120,15 @@ class Reader:
         kind = kind_of(request)
         if kind == "multipart/form-data":
             stream = self._pieces(request, self._limits.picture_bytes + FIELD_BYTES)
-            return await self._parsed(
-                _InMemory(
-                    request.headers,
-                    stream,
-                    max_files=1,
-                    max_fields=FIELDS,
-                    max_part_size=FIELD_BYTES,
-                )
+            parser = _InMemory(
+                request.headers,
+                stream,
+                max_files=1,
+                max_fields=FIELDS,
+                max_part_size=FIELD_BYTES,
             )
+            with closing(parser):
+                return await self._parsed(parser)
         if kind == "application/x-www-form-urlencoded":
             stream = self._pieces(request, FIELD_BYTES)
             return await self._parsed(FormParser(request.headers, stream, max_fields=FIELDS))
@@ -134,10 +142,7 @@ class Reader:
             raise Refused(400, "bad_request", f"the form can't be read: {error.message}") from None
         except TimeoutError:
             raise self._late() from None
-        try:
-            return await self._form(form)
-        finally:
-            await form.close()
+        return await self._form(form)
 
     async def _form(self, form: FormData) -> Form:
         fields: dict[str, list[str]] = {}

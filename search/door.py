@@ -21,6 +21,8 @@ OPEN: Final = ("/healthz", "/login")
 """Paths that need no token."""
 OPEN_BELOW: Final = "/static/"
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
+HEAD_BYTES: Final = 32 << 10
+"""Of the first line and the headers of a request."""
 SAFE: Final = ("GET", "HEAD")
 
 
@@ -104,6 +106,7 @@ class Door:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         try:
+            check_size(scope)
             self._check_name(headers)
             check_origin(scope["method"], headers)
             if self._inside >= self._most and scope["path"] != "/healthz":
@@ -135,6 +138,19 @@ class Door:
         kind, _, given = headers.get("authorization", "").partition(" ")
         right = hmac.compare_digest(given.strip().encode("latin-1"), self._token.encode())
         return (right and kind.lower() == "bearer") or is_logged_in(headers, self._token)
+
+
+def check_size(scope: Scope) -> None:
+    """Refuse a head that is too large; where it came in one piece nobody else has; `Refused`."""
+    size = len(scope["raw_path"]) + len(scope["query_string"])
+    size += sum(len(name) + len(text) for name, text in scope["headers"])
+    if size > HEAD_BYTES:
+        raise large_headers()
+
+
+def large_headers() -> Refused:
+    """Return the refusal of a head that is too large."""
+    return Refused(431, "large_headers", f"the headers have more than {HEAD_BYTES:,} bytes")
 
 
 def check_origin(method: str, headers: Mapping[str, str]) -> None:

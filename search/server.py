@@ -14,7 +14,7 @@ from search import api, login
 from search.bodies import Limits
 from search.desk import Desk, Say
 from search.document import document
-from search.door import Address, Door, refuse_open, wants_page
+from search.door import HEAD_BYTES, Address, Door, refuse_open, wants_page
 from search.errors import ServeError
 from search.following import Follower
 from search.headers import Outside
@@ -22,7 +22,7 @@ from search.metrics import Metrics
 from search.pages import add_pages
 from search.pages.layout import Pages, error_page
 from search.refusals import Trouble, answer, failed
-from search.wire import HEAD_BYTES, wire
+from search.wire import wire
 
 GRACE_S: Final = 10
 """How long the last answers may take when the server ends."""

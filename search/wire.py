@@ -11,11 +11,10 @@ import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, RequestResponseCycle
 
 from search.bodies import Limits
+from search.door import large_headers
 from search.headers import SECURITY
 from search.refusals import Trouble, failed
 
-HEAD_BYTES: Final = 32 << 10
-"""Of the first line and the headers of a request."""
 LINGER_S: Final = 10.0
 """How long what is still sent after its refusal is read and thrown away, so that it is seen."""
 
@@ -64,8 +63,7 @@ class Wire(H11Protocol):
         """Refuse what is no HTTP."""
         error = sys.exc_info()[1]
         if getattr(error, "error_status_hint", 400) == 431:
-            said = f"the headers have more than {HEAD_BYTES:,} bytes"
-            self._refuse(Trouble(431, "large_headers", said))
+            self._refuse(large_headers().trouble)
         else:
             self._refuse(Trouble(400, "bad_request", "this is no HTTP request"))
 
@@ -104,8 +102,7 @@ class Wire(H11Protocol):
                 h11.Data(data=bytes(answer.body)),
                 h11.EndOfMessage(),
             )
-            for event in events:
-                self.transport.write(self.conn.send(event) or b"")
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         asked: RequestResponseCycle | None = self.cycle
         if asked is not None and not asked.response_complete:
             asked.disconnected = True

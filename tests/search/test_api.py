@@ -259,7 +259,7 @@ class TestStore:
         assert names == [f"{i:03d}.png" for i in range(65)]
         assert (pictures["after"], folders["folders_after"]) == (None, None)
         assert (pictures["folders"], folders["pictures"]) == ([], [])
-        for wrong in ("x", "-1", "1.0", "9" * 30):
+        for wrong in ("x", "-1", "1.5", "9" * 30):
             address = f"/api/folders/{place}?after={wrong}"
             assert server.refused(path=address)[:2] == (400, "bad_request")
 
