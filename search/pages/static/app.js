@@ -42,7 +42,7 @@ function startTheme() {
 
 // Rows of one height with nothing cut off: each tile is told the shape of its picture.
 
-const SHAPES = [0.5, 3];
+const SHAPES = [0.6, 3];
 
 function shape(img) {
   const tile = img.closest(".tile");
