@@ -1,6 +1,8 @@
 """The search over HTTP: ``docs/http.md`` says what goes in and what comes out."""
 
 import socket
+import threading
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any, Final
 
@@ -22,6 +24,7 @@ from search.metrics import Metrics
 from search.pages import add_pages
 from search.pages.layout import Pages, error_page
 from search.refusals import Trouble, answer, failed
+from search.thumbnail_files import drop_unknown
 from search.wire import wire
 
 GRACE_S: Final = 10
@@ -147,9 +150,16 @@ def serve(follower: Follower, address: Address, *, announce: Say, say: Say) -> N
     limits = Limits()
     app = make_app(follower, address, say=say, limits=limits)
     listening = _listen(address)
+    threading.Thread(target=_tidy, args=(follower,), daemon=True).start()
     with listening:
         announce(_url(address.host, listening.getsockname()[1]))
         uvicorn.Server(configured(app, limits)).run(sockets=[listening])
+
+
+def _tidy(follower: Follower) -> None:
+    """Remove the thumbnails of images that were forgotten; the server does well without."""
+    with suppress(Exception):
+        follower.look(lambda catalog: drop_unknown(catalog, follower.thumbnails.files))
 
 
 def configured(app: FastAPI, limits: Limits) -> uvicorn.Config:
