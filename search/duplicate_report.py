@@ -69,6 +69,7 @@ class Report:
         number = len(self.paths)
         if self._page is not None:
             self._page.end(self._link(number + 1))
+            self._page = None
         path = self._name(number + 1)
         file = self._first if number == 0 else new_output(path, MARK)
         self._page = Page(file, self._about, number + 1, self._link(number))
