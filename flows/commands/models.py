@@ -25,6 +25,7 @@ _WIDTHS = (34, 7, 5, 9, 7, 11)
     lookalike models 'resnet*'
     lookalike models vgg --json
     lookalike models 'timm:*dinov2*'
+    lookalike models 'clip:vit-b*'
     """,
 )
 @click.argument("pattern", required=False)
@@ -34,7 +35,9 @@ def command(pattern: str | None, as_json: bool) -> None:
 
     Numbers is the size of a vector, input the side of a picture in pixels.  timm's networks are
     listed where PATTERN begins with `timm:`; each is run dry for it, which takes about half a
-    second, so that all of them take ten minutes.
+    second, so that all of them take ten minutes.  Those that know words as well as pictures
+    (open_clip's) are listed where it begins with `clip:`, and what is told is that of the part
+    which looks at pictures.
     """
     from extractor.models import described
 
@@ -47,7 +50,7 @@ def command(pattern: str | None, as_json: bool) -> None:
         raise click.UsageError(f"no network matches {pattern!r}; `lookalike models` lists all")
     click.echo(_line(_HEAD))
     click.echo(_line(_cells(first)))
-    for model in found:  # one by one: there are many of timm's
+    for model in found:  # one by one: there are many of timm's and open_clip's
         click.echo(_line(_cells(model)))
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from extractor import clip_catalog, own_networks, weights
+from extractor import clip_catalog, clip_making, own_networks, weights
+from extractor.cuda import halved
 from extractor.engine import Engine
 from extractor.errors import InputSizeError, UnknownLayer, UnknownModel, WeightsError
 from extractor.models import ModelRequest, list_models, open_model, request_key
@@ -284,6 +286,26 @@ def test_onnx_runtime_gives_what_torch_gives() -> None:
     expected = Engine(model, "cpu", 3).forward(x)
     found = Engine(model, "cpu", 3, engine="onnx").forward(x)
     assert 1 - np.einsum("nd,nd->n", found, expected).min() <= 1e-6
+
+
+def test_a_half_copy_gives_nearly_the_same() -> None:
+    model = open_model(ModelRequest(f"clip:{SMALL}", weights=RANDOM))
+    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found, plain_ones = halved(model.module)(x), model.module(x)
+    assert torch.nn.functional.cosine_similarity(found, plain_ones).min() >= 0.9999
+
+
+def test_what_needs_transformers_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    monkeypatch.setattr(open_clip.hf_model, "transformers", None)
+    with pytest.raises(WeightsError, match="pip install transformers") as caught:
+        clip_making.tokenizer("ViT-B-32-SigLIP2-256.webli")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(
+        UnknownModel, match=r"open_clip can't build clip:roberta-ViT-B-32 \(.*trans"
+    ):
+        open_model(ModelRequest("clip:roberta-ViT-B-32", weights=RANDOM))
 
 
 def test_without_open_clip_it_says_how_to_get_it() -> None:
