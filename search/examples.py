@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search.errors import VectorError
+from search.gathering import Gathering
 from search.pictures import Pictures, Query
 from search.questions import Example, Question
 from storage.vectors import UNIT_TOLERANCE
@@ -68,6 +69,7 @@ class Examples:
         self._device = device
         self._words: Words | None = None
         self._opening = threading.Lock()
+        self._texts: Gathering[None, str, FloatArray] = Gathering(self._of_words)
 
     def asked(self, questions: Sequence[Question]) -> list[Asked]:
         """Return the questions by images and vectors.
@@ -91,7 +93,7 @@ class Examples:
         queries = self._queries(examples)
         fresh = iter(self._pictures.fresh(list(queries.values())))
         said = [example.words for example in examples if example.words is not None]
-        heard = iter(self._of_words(said)) if said else iter(())
+        heard = iter(self._texts.ask(None, said) if said else ())
         found = []
         for at, example in enumerate(examples):
             if at in queries:
@@ -116,13 +118,13 @@ class Examples:
         }
         return at_paths | of_bytes
 
-    def _of_words(self, texts: Sequence[str]) -> FloatArray:
+    def _of_words(self, _: None, texts: Sequence[str]) -> list[FloatArray]:
         from search.words import Words
 
         with self._opening:
             if self._words is None:
                 self._words = Words(self._space, self._device)
-        return self._words.of(texts)
+        return list(self._words.of(texts))
 
     def _checked(self, vector: FloatArray) -> FloatArray:
         x = np.asarray(vector, dtype=np.float32)

@@ -12,6 +12,7 @@ import pytest
 from flows.samples import draw_families
 from search import Searcher
 from search.errors import NoWords, QueryError
+from search.questions import Example, Question, direction
 from search.words import MOST_CHARACTERS, Words, answers_words, why_not
 from storage.catalog import Catalog
 from storage.errors import SpaceError
@@ -102,6 +103,20 @@ def test_words_find_what_open_clip_finds(
         np.testing.assert_allclose(
             [hit.score for hit in hits], [by_path[hit.path] for hit in hits], atol=5e-3
         )
+
+
+def test_words_are_examples_beside_pictures(shop: Path, wanted: np.ndarray) -> None:
+    picture = Example(path=bytes(min((shop / PHOTOS).rglob("*.*"))))
+    red, dog = (Example(words=text) for text in WORDS[:2])
+    with Searcher(Home(str(shop / "home")), device="cpu") as searcher:
+        replies = searcher.replies([Question((Example(words=text),)) for text in WORDS])
+        alone = searcher.reply(Question((picture,)))
+        mixed = searcher.reply(Question((picture, red), (dog,)))
+    for reply, vector in zip(replies, wanted, strict=True):
+        np.testing.assert_allclose(reply.vector, vector, atol=1e-5)
+        assert list(reply.hits) == sorted(reply.hits, key=lambda hit: -hit.score)
+    both = direction(np.stack([alone.vector, wanted[0]]), wanted[1:2])
+    np.testing.assert_allclose(mixed.vector, both, atol=1e-5)
 
 
 def test_a_space_that_can_not_be_asked_says_how_to_get_one(
