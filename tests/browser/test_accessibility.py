@@ -1,0 +1,74 @@
+"""What axe-core finds on each page, light and dark, on a desk and on a phone."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser.shop import TOKEN, Shop, serving
+from tests.browser.watching import PAGES, PHONE, SCHEMES, settle, watched
+
+SERIOUS = ("serious", "critical")
+
+
+def findings(page: Page, name: str) -> list[str]:
+    """Return what is serious on a page, one line for each place; keep all of it where asked."""
+    settle(page)
+    violations: list[dict[str, Any]] = Axe().run(page).response["violations"]
+    if folder := os.environ.get("LOOKALIKE_SCREENSHOTS"):
+        Path(folder, f"axe-{name}.json").write_text(json.dumps(violations, indent=1))
+    return [
+        f"{name}: {found['impact']} {found['id']}: {node['target']} {node['html'][:150]}"
+        for found in violations
+        for node in found["nodes"]
+        if found["impact"] in SERIOUS
+    ]
+
+
+@pytest.fixture(params=["desk", "phone"])
+def options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return PHONE if request.param == "phone" else {}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_no_page_has_a_serious_finding(
+    scheme: str, options: dict[str, Any], browser: Browser, drawn: Shop
+) -> None:
+    found = []
+    with watched(browser, drawn.url, color_scheme=scheme, **options) as (page, watch):
+        for name, path in PAGES:
+            page.goto(path)
+            found += findings(page, f"{name}-{scheme}")
+        page.goto("/")
+        page.locator("#keys-button").click()
+        expect(page.get_by_role("dialog")).to_be_visible()
+        found += findings(page, f"keys-{scheme}")
+        page.goto("/images/99999")
+        found += findings(page, f"error-{scheme}")
+        watch.forgive("status of 404")
+    assert found == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_signing_in_has_none(scheme: str, browser: Browser, drawn: Shop) -> None:
+    with (
+        serving(drawn.home, TOKEN) as url,
+        watched(browser, url, color_scheme=scheme) as (page, watch),
+    ):
+        page.goto("/")
+        page.get_by_label("Token").fill("a wrong one")
+        page.get_by_label("Token").press("Enter")
+        expect(page.get_by_role("alert")).to_be_visible()
+        assert findings(page, f"login-{scheme}") == []
+        watch.forgive("status of 401")
+
+
+def test_what_is_wrong_is_found(browser: Browser, drawn: Shop) -> None:
+    with watched(browser, drawn.url) as (page, _):
+        page.goto("/")
+        page.evaluate("document.querySelector('.tile img').removeAttribute('alt')")
+        assert any("image-alt" in line for line in findings(page, "spoilt"))
