@@ -36,7 +36,10 @@ def why_not(space: SpaceInfo) -> str:
     One line; nothing where it can.  Loads no torch.
     """
     get = "" if _installed() else "pip install 'lookalike[clip]', then "
-    make = f"{get}make one that does with `lookalike backfill --model clip:ViT-B-32`"
+    make = (
+        f"{get}make one that does with `lookalike backfill --model clip:ViT-B-32`, and go over to "
+        "it with `lookalike spaces use`"
+    )
     spec = space.spec
     no = f"the space {space.name!r} answers no words, since"
     if not str(spec.get("architecture", "")).startswith(_PREFIX):

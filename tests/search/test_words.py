@@ -122,7 +122,7 @@ def test_words_are_examples_beside_pictures(shop: Path, wanted: np.ndarray) -> N
 def test_a_space_that_can_not_be_asked_says_how_to_get_one(
     space: SpaceInfo, spaces: dict[str, SpaceInfo]
 ) -> None:
-    make = "make one that does with `lookalike backfill --model clip:ViT-B-32`"
+    make = "with `lookalike backfill --model clip:ViT-B-32`, and go over to it with `lookalike"
     pictures = dataclasses.replace(space, name="p", spec={**space.spec, "architecture": "resnet50"})
     white = dataclasses.replace(space, spec={**space.spec, "whitening": "0" * 64})
     scaled = dataclasses.replace(space, spec={**space.spec, "scales": [1, 0.5]})
