@@ -75,6 +75,11 @@ class Map:
         return width, height
 
     @property
+    def is_sample(self) -> bool:
+        """Whether the space has more vectors than a map shows."""
+        return self.vectors > MOST_POINTS
+
+    @property
     def tag(self) -> str:
         """Return what names these bytes."""
         return hashlib.sha256(self.json).hexdigest()[:32]
