@@ -32,13 +32,13 @@ class Limits:
     """Pictures in memory at once; more of them wait."""
     answer_seconds: float = 90.0
     """For the answer, once the body is there; a picture is tried twice for 30 s each."""
-    waiting: int = 256
+    waiting: int = 192
     """Questions that wait for a thread."""
-    requests: int = 512
+    requests: int = 256
     """Requests that are under way, with those whose bodies are still coming."""
     head_seconds: float = 15.0
     """For the first line and the headers to arrive."""
-    connections: int = 768
+    connections: int = 512
     """Open at once, of which many ask nothing at the moment."""
 
 

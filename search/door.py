@@ -1,6 +1,5 @@
 """Who may ask the server: pure ASGI, before anything of a request's body is read."""
 
-import hmac
 import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from search.errors import ServeError
-from search.login import is_logged_in
+from search.login import is_logged_in, is_token
 from search.refusals import Refused, Trouble
 
 Respond = Callable[[Scope, Trouble], Response]
@@ -35,6 +34,9 @@ class Address:
     token: str | None = None
     allowed: tuple[str, ...] = ()
     """More names that it goes by, e.g. that of a proxy before it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token", (self.token or "").strip() or None)
 
     def names(self) -> frozenset[str] | None:
         """Return the names that it may be asked by; None for all of them."""
@@ -136,7 +138,8 @@ class Door:
         if self._token is None or path in OPEN or path.startswith(OPEN_BELOW):
             return True
         kind, _, given = headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode("latin-1"), self._token.encode())
+        sent = given.encode("latin-1").decode("utf-8", "surrogateescape")  # headers are bytes
+        right = is_token(sent, self._token)
         return (right and kind.lower() == "bearer") or is_logged_in(headers, self._token)
 
 

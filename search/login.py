@@ -23,6 +23,11 @@ DELAY_S: Final = 0.5
 """How long a wrong token waits for its answer, so that guessing takes longer."""
 
 
+def is_token(given: str, token: str) -> bool:
+    """Return whether somebody gave the server's token; takes as long whatever they gave."""
+    return hmac.compare_digest(_bytes(given.strip()), _bytes(token))
+
+
 def is_logged_in(headers: Mapping[str, str], token: str) -> bool:
     """Return whether a request brings a cookie that this token made and that still counts."""
     try:
@@ -62,7 +67,7 @@ def router(reader: Reader, token: str | None) -> APIRouter:
         given, after = form.one("token") or "", local(form.one("after") or "/")
         if token is None:
             return RedirectResponse(after, 303)
-        if not hmac.compare_digest(given.strip().encode(), token.strip().encode()):
+        if not is_token(given, token):
             await asyncio.sleep(DELAY_S)
             return login_page(wrong=True, after=after, status=401)
         answer = RedirectResponse(after, 303)
@@ -82,4 +87,8 @@ def local(address: str) -> str:
 
 
 def _code(until: str, token: str) -> str:
-    return hmac.new(token.encode(), f"login {until}".encode(), "sha256").hexdigest()
+    return hmac.new(_bytes(token), f"login {until}".encode(), "sha256").hexdigest()
+
+
+def _bytes(token: str) -> bytes:
+    return token.encode("utf-8", "surrogateescape")

@@ -263,8 +263,9 @@ def test_only_a_loopback_address_needs_no_token(store: Store, tree: Path, tmp_pa
         for host in ("0.0.0.0", "::", "192.168.1.5", "localhost.example.com", ""):
             assert not is_loopback(host)
             make_app(follower, Address(host, token="x"), say=print)
-            with pytest.raises(ServeError, match="set LOOKALIKE_TOKEN"):
-                make_app(follower, Address(host), say=print)
+            for token in (None, "", " \n"):
+                with pytest.raises(ServeError, match="set LOOKALIKE_TOKEN"):
+                    make_app(follower, Address(host, token=token), say=print)
 
 
 def test_trouble_with_the_store_is_the_servers(store: Store, tree: Path, tmp_path: Path) -> None:
