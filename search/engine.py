@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from storage.spaces import get_space
 FloatArray = npt.NDArray[np.float32]
 Exemplary = str | bytes | os.PathLike[str] | int | FloatArray
 """Path of a picture, number of an image, or a vector."""
+
+_LANES: Final = 2
+"""Calls of the index at once: while one has the cores, Python makes the hits of the other."""
 
 
 class Searcher:
@@ -68,7 +71,9 @@ class Searcher:
         self._pictures = Pictures(self.catalog, self.space, device, decoders or self._decoders)
         self._examples = Examples(self._pictures, device)
         self._answers = Answers(self.catalog, self.space)
-        self._gathering: Gathering[Wanted, Asked, Outcome] = Gathering(self._answers.of)
+        self._gathering: Gathering[Wanted, Asked, Outcome] = Gathering(
+            self._answers.of, lanes=_LANES
+        )
 
     @property
     def warnings(self) -> list[str]:

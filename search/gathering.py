@@ -1,7 +1,7 @@
 """Questions that come at the same time are answered together.
 
-The first thread that asks goes ahead at once.  Those that come while it is at work wait for it and
-are then taken together, by one of them; so nobody who asks alone waits for anybody, and the more
+The first threads that ask go ahead at once.  Those that come while these are at work wait and are
+then taken together, by one of them; so nobody who asks alone waits for anybody, and the more
 threads ask, the more questions share one transaction, one call of the index, one forward pass.
 """
 
@@ -31,6 +31,16 @@ class _Job(Generic[T, R]):
         """Set once there are results, or none will come, or the thread is to lead."""
 
 
+class _Kind(Generic[T, R]):
+    """How many threads are at work on a kind, and who waits for them."""
+
+    __slots__ = ("at_work", "waiting")
+
+    def __init__(self) -> None:
+        self.at_work = 0
+        self.waiting: list[_Job[T, R]] = []
+
+
 class Gathering(Generic[K, T, R]):
     """Works on what threads bring, on all of one kind that come meanwhile at once.
 
@@ -41,14 +51,25 @@ class Gathering(Generic[K, T, R]):
         thread, and for different kinds in several at once.
     most
         Items that are worked on together, unless one thread brings more.
+    lanes
+        Threads at work on one kind at once.  With two of them the cores have something to do while
+        one thread is where only one can be, such as in Python.
     """
 
-    def __init__(self, work: Callable[[K, Sequence[T]], Sequence[R]], *, most: int = MOST) -> None:
+    def __init__(
+        self, work: Callable[[K, Sequence[T]], Sequence[R]], *, most: int = MOST, lanes: int = 1
+    ) -> None:
         self._work = work
         self._most = most
+        self._lanes = lanes
         self._lock = threading.Lock()
-        self._waiting: dict[K, list[_Job[T, R]]] = {}
-        """By kind, those who wait; a kind that nobody is at work on has no entry."""
+        self._kinds: dict[K, _Kind[T, R]] = {}
+        """Those that somebody is at work on."""
+
+    def waiting(self, kind: K) -> int:
+        """Return how many threads wait for their turn with a kind."""
+        with self._lock:
+            return len(self._kinds[kind].waiting) if kind in self._kinds else 0
 
     def ask(self, kind: K, items: Sequence[T]) -> Sequence[R]:
         """Return what the work returns for these items, as if they were asked for alone.
@@ -61,12 +82,12 @@ class Gathering(Generic[K, T, R]):
         """
         job: _Job[T, R] = _Job(items)
         with self._lock:
-            waiting = self._waiting.get(kind)
-            if waiting is None:
-                self._waiting[kind] = []
+            here = self._kinds.setdefault(kind, _Kind())
+            if here.at_work < self._lanes:
+                here.at_work += 1
                 job.leads = True
             else:
-                waiting.append(job)
+                here.waiting.append(job)
         if not job.leads:
             self._wait(kind, job)
         if job.leads:
@@ -78,10 +99,9 @@ class Gathering(Generic[K, T, R]):
             job.called.wait()
         except BaseException:  # a signal, in the main thread
             with self._lock:
-                waiting = self._waiting.get(kind, [])
-                if job in waiting:
-                    waiting.remove(job)
                 leads = job.leads
+                if kind in self._kinds and job in self._kinds[kind].waiting:
+                    self._kinds[kind].waiting.remove(job)
             if leads:
                 self._hand_over(kind)
             raise
@@ -107,7 +127,7 @@ class Gathering(Generic[K, T, R]):
         """Take the job, and of those that wait as many as fit, the first ones first."""
         jobs, room = [job], self._most - len(job.items)
         with self._lock:
-            waiting = self._waiting[kind]
+            waiting = self._kinds[kind].waiting
             while waiting and len(waiting[0].items) <= room:
                 jobs.append(waiting.pop(0))
                 room -= len(jobs[-1].items)
@@ -115,10 +135,12 @@ class Gathering(Generic[K, T, R]):
 
     def _hand_over(self, kind: K) -> None:
         with self._lock:
-            waiting = self._waiting[kind]
-            if not waiting:
-                del self._waiting[kind]
+            here = self._kinds[kind]
+            if not here.waiting:
+                here.at_work -= 1
+                if not here.at_work:
+                    del self._kinds[kind]
                 return
-            job = waiting.pop(0)
+            job = here.waiting.pop(0)
             job.leads = True
         job.called.set()

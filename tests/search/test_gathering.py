@@ -59,11 +59,11 @@ def until(holds: Callable[[], bool]) -> None:
 class Doubling:
     """Work that doubles numbers, notes what it was given, and stops at a gate where asked to."""
 
-    def __init__(self, most: int = 64) -> None:
+    def __init__(self, **options: int) -> None:
         self.rounds: list[tuple[str, list[int]]] = []
         self.gate = threading.Event()
         self.held = {"slow"}
-        self.gathering: Gathering[str, int, int] = Gathering(self, most=most)
+        self.gathering: Gathering[str, int, int] = Gathering(self, **options)
 
     def __call__(self, kind: str, items: Sequence[int]) -> list[int]:
         self.rounds.append((kind, list(items)))
@@ -84,7 +84,7 @@ class Doubling:
         until(lambda: len(self.rounds) == 1)
         for number, job in enumerate(jobs, 1):
             askers.append(self.ask("slow", *job))
-            until(lambda n=number: len(self.gathering._waiting["slow"]) == n)
+            until(lambda n=number: self.gathering.waiting("slow") == n)
         return askers
 
 
@@ -93,7 +93,7 @@ def test_who_asks_alone_is_answered_alone() -> None:
     for number in range(3):
         assert list(work.gathering.ask("quick", [number, 5])) == [2 * number, 10]
     assert work.rounds == [("quick", [number, 5]) for number in range(3)]
-    assert work.gathering._waiting == {}
+    assert work.gathering._kinds == {}
 
 
 def test_those_that_come_meanwhile_are_taken_together() -> None:
@@ -103,7 +103,7 @@ def test_those_that_come_meanwhile_are_taken_together() -> None:
     work.gate.set()
     assert [asker.done() for asker in askers] == [[0], [2, 4], [6], [], [8]]
     assert work.rounds == [("slow", [0]), ("slow", [1, 2, 3, 4])]
-    assert work.gathering._waiting == {}
+    assert work.gathering._kinds == {}
 
 
 def test_no_more_than_fit_are_taken_together() -> None:
@@ -126,6 +126,22 @@ def test_one_kind_does_not_wait_for_another() -> None:
     assert slow.done() == [0]
 
 
+def test_as_many_are_at_work_at_once_as_there_are_lanes() -> None:
+    work = Doubling(lanes=2)
+    askers = [work.ask("slow", 1)]
+    until(lambda: len(work.rounds) == 1)
+    askers.append(work.ask("slow", 2))
+    until(lambda: len(work.rounds) == 2)
+    for number in range(3):
+        askers.append(work.ask("slow", 3 + number))
+        until(lambda n=number: work.gathering.waiting("slow") == n + 1)
+    work.gate.set()
+    assert [asker.done() for asker in askers] == [[2], [4], [6], [8], [10]]
+    assert [sorted(items) for _, items in work.rounds[:2]] == [[1], [2]]
+    assert sorted(item for _, items in work.rounds[2:] for item in items) == [3, 4, 5]
+    assert work.gathering._kinds == {}
+
+
 def test_what_fails_for_one_does_not_fail_for_others() -> None:
     work = Doubling()
     askers = work.held_up([1], [-1], [2])
@@ -134,7 +150,7 @@ def test_what_fails_for_one_does_not_fail_for_others() -> None:
     assert (zero, one, two) == ([0], [2], [4])
     assert isinstance(wrong, SearchError)
     assert sorted(items for _, items in work.rounds) == [[-1], [0], [1], [1, -1, 2], [2]]
-    assert work.gathering._waiting == {}
+    assert work.gathering._kinds == {}
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
@@ -147,7 +163,7 @@ def test_an_interrupted_thread_leaves_the_others_their_answers(stopped: int) -> 
     outcomes = [asker.done() for asker in askers]
     assert isinstance(outcomes.pop(stopped), KeyboardInterrupt)
     assert outcomes == [[2 * number] for number in range(4) if number != stopped]
-    assert work.gathering._waiting == {}
+    assert work.gathering._kinds == {}
     assert list(work.gathering.ask("quick", [7])) == [14]
 
 
@@ -156,7 +172,7 @@ def test_a_waiting_thread_that_is_interrupted_goes_out_of_the_way() -> None:
     [slow] = work.held_up()
 
     def interrupt() -> None:
-        until(lambda: len(work.gathering._waiting["slow"]) == 1)
+        until(lambda: work.gathering.waiting("slow") == 1)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -167,7 +183,7 @@ def test_a_waiting_thread_that_is_interrupted_goes_out_of_the_way() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     later = work.ask("slow", 2)
-    until(lambda: len(work.gathering._waiting["slow"]) == 1)
+    until(lambda: work.gathering.waiting("slow") == 1)
     work.gate.set()
     assert (slow.done(), later.done()) == ([0], [4])
     assert work.rounds == [("slow", [0]), ("slow", [2])]
@@ -188,7 +204,7 @@ def test_many_threads_get_each_its_own() -> None:
 
     askers = [Asker(lambda seed=seed: many(seed)) for seed in rng.integers(10**6, size=12).tolist()]
     assert [asker.done() for asker in askers] == [True] * 12
-    assert work.gathering._waiting == {}
+    assert work.gathering._kinds == {}
 
 
 @pytest.fixture
@@ -208,24 +224,28 @@ def searcher(request: pytest.FixtureRequest, filled: Filled) -> Iterator[Searche
         yield made
 
 
-def together(searcher: Searcher, asks: Sequence[Callable[[], object]]) -> list[object]:
-    """Ask on a thread each, and let all but the first wait until all are there."""
+def together(
+    searcher: Searcher, wanted: Wanted, asks: Sequence[Callable[[], object]]
+) -> list[object]:
+    """Ask on a thread each: the first one is held up until all are there, and so they gather."""
     gathering, work = searcher._gathering, searcher._gathering._work
-    here, go = threading.Event(), threading.Event()
+    held, go = [], threading.Event()
 
-    def held(*given: object) -> object:
-        here.set()
+    def hold(kind: Wanted, asked: Sequence[Asked]) -> Sequence[Outcome]:
+        held.append(len(asked))
         assert go.wait(PATIENCE_S)
-        return work(*given)
+        return work(kind, asked)
 
-    gathering._work = held
+    gathering._work, gathering._lanes = hold, 1
     askers = [Asker(asks[0])]
-    assert here.wait(PATIENCE_S)
-    askers += [Asker(ask) for ask in asks[1:]]
-    until(lambda: sum(map(len, gathering._waiting.values())) == len(asks) - 1)
+    until(lambda: held == [1])
+    for number, ask in enumerate(asks[1:], 1):
+        askers.append(Asker(ask))
+        until(lambda n=number: gathering.waiting(wanted) == n)
     go.set()
-    gathering._work = work
-    return [asker.done() for asker in askers]
+    outcomes = [asker.done() for asker in askers]
+    assert held[:2] == [1, len(asks) - 1]
+    return outcomes
 
 
 def test_answers_are_those_of_asking_alone(searcher: Searcher, filled: Filled) -> None:
@@ -236,30 +256,16 @@ def test_answers_are_those_of_asking_alone(searcher: Searcher, filled: Filled) -
     ]
     alone = [searcher.reply(question, wanted) for question in questions]
     asks = [lambda q=question: searcher.reply(q, wanted) for question in questions]
-    replies = together(searcher, asks)
+    replies = together(searcher, wanted, asks)
     assert [reply.hits for reply in replies] == [reply.hits for reply in alone]
     assert [reply.more for reply in replies] == [reply.more for reply in alone]
     assert all(np.array_equal(a.vector, b.vector) for a, b in zip(replies, alone, strict=True))
 
 
-def test_one_call_of_the_index_answers_them(searcher: Searcher) -> None:
-    rounds: list[int] = []
-    work = searcher._gathering._work
-
-    def noted(wanted: Wanted, asked: Sequence[Asked]) -> Sequence[Outcome]:
-        rounds.append(len(asked))
-        return work(wanted, asked)
-
-    searcher._gathering._work = noted
-    asks = [lambda at=at: searcher.search_image(1000 + at) for at in range(16)]
-    assert [hits[0].row for hits in together(searcher, asks)] == list(range(16))
-    assert rounds == [1, 15]
-
-
 def test_an_unknown_image_is_unknown_to_who_asked_for_it(searcher: Searcher) -> None:
     ids = [1000, 1001, 999_999, 1003, 888_888]
     asks = [lambda image=image: searcher.search_image(image, 1)[0].row for image in ids]
-    outcomes = together(searcher, asks)
+    outcomes = together(searcher, Wanted(1), asks)
     assert [outcomes[at] for at in (0, 1, 3)] == [0, 1, 3]
     for at in (2, 4):
         assert isinstance(outcomes[at], UnknownImage)
@@ -271,15 +277,16 @@ def test_a_damaged_vector_hits_those_who_meet_it(filled: Filled) -> None:
     sane, near = (int(row) for row in np.argsort(x @ x[700])[[0, -2]])
     with Searcher(filled.catalog.home) as searcher:
         searcher.prepare()
-        rows = searcher._answers.lookup._rows
-        assert rows is not None
-        damaged = np.array(next(rows.blocks())[1])
+        parts = searcher._answers.lookup._rows
+        assert parts is not None
+        damaged = np.array(next(parts.blocks())[1])
         damaged[700] *= 7
-        rows._open[0] = rows._open[0]._replace(x=damaged)
-        asks = [lambda row=row: searcher.search_image(1000 + row, 3) for row in (sane, near, sane)]
-        outcomes = together(searcher, asks)
-        assert isinstance(outcomes[1], PartError)
-        assert [hits[0].row for hits in (outcomes[0], outcomes[2])] == [sane, sane]
+        parts._open[0] = parts._open[0]._replace(x=damaged)
+        rows = (sane, near, sane)
+        asks = [lambda row=row: searcher.search_image(1000 + row, 3) for row in rows]
+        outcomes = together(searcher, Wanted(3), asks)
+    assert isinstance(outcomes.pop(1), PartError)
+    assert [hits[0].row for hits in outcomes] == [sane] * 2
 
 
 def test_each_answer_is_of_one_state(filled: Filled) -> None:
@@ -350,7 +357,7 @@ def test_pictures_go_through_the_network_together(store: Store, tmp_path: Path) 
         askers += [
             Asker(lambda d=one: searcher.reply(Question((Example(data=d),)))) for one in data[1:]
         ]
-        until(lambda: len(forwards._waiting[None]) == len(data) - 1)
+        until(lambda: forwards.waiting(None) == len(data) - 1)
         go.set()
         replies = [asker.done() for asker in askers]
     assert rounds == [1, len(data) - 1]
