@@ -166,7 +166,12 @@ def router(desk: Desk) -> APIRouter:
 
     def add(method: str, path: str, call: Callable[..., Any], said: Any, **extra: Any) -> None:
         made.add_api_route(
-            path, call, methods=[method], responses=said, openapi_extra=extra or None
+            path,
+            call,
+            methods=[method],
+            operation_id=call.__name__,
+            responses=said,
+            openapi_extra=extra or None,
         )
 
     add(

@@ -111,7 +111,11 @@ QUESTION: Final = {
                     "anyOf": [
                         {"$ref": f"#/components/schemas/{model.__name__}"} for model in QUESTIONS
                     ]
-                }
+                },
+                "examples": {
+                    "image": {"value": {"image_id": 12, "k": 3}},
+                    "several": {"value": {"image_id": 12, "plus": [40], "minus": [7]}},
+                },
             },
             "image/*": _BYTES,
             "application/octet-stream": _BYTES,

@@ -36,6 +36,9 @@ def document(app: FastAPI, *, token: bool) -> dict[str, Any]:
         Whether the server asks for one.
     """
     made = get_openapi(title="lookalike", version=VERSION, description=_SAID, routes=app.routes)
+    for operations in made["paths"].values():
+        for operation in operations.values():
+            operation["summary"] = operation.pop("description")
     components = made.setdefault("components", {})
     components["schemas"] = {**components["schemas"], **schemas(Retry, *QUESTIONS)}
     if token:

@@ -101,24 +101,30 @@ class Running:
         return self._asked(body, path, method, headers).refusal
 
     def raw(self, *pieces: bytes, timeout: float = 30) -> bytes:
-        """Send bytes as they stand, and return all that comes back until the other side closes."""
+        """Send bytes as they stand, and return the answer that comes."""
         with socket.create_connection(self.place, timeout=timeout) as conn:
-            got = b""
             with contextlib.suppress(ConnectionError):
                 for piece in pieces:
                     conn.sendall(piece)
-                while got.count(b"\r\n\r\n") < 1 or not _is_whole(got):
-                    more = conn.recv(65536)
-                    if not more:
-                        break
-                    got += more
-            return got
+            return received(conn)
 
     def _asked(self, body: Any, path: str, method: str | None, headers: dict[str, str]) -> Answered:
         kind = "image/png" if isinstance(body, bytes) else "application/json"
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         asked = method or ("GET" if body is None else "POST")
         return self.send(asked, path, data, **{"Content_Type": kind, **headers})
+
+
+def received(conn: socket.socket) -> bytes:
+    """Return the answer that comes, whole; less where the other side closes before."""
+    got = b""
+    with contextlib.suppress(ConnectionError):
+        while not _is_whole(got):
+            more = conn.recv(65536)
+            if not more:
+                break
+            got += more
+    return got
 
 
 def _is_whole(got: bytes) -> bool:
