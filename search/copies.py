@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, case, func, select
 
 from storage.catalog import Catalog
 from storage.paths import files_at
@@ -65,7 +65,9 @@ class Files:
                 known = conn.execute(select(File.id).where(File.state == "live", place).limit(1))
                 if known.first() is None:
                     find_root(catalog, under)
-            self._wanted.append(place)
+            # Hidden from the planner: SQLite, without statistics, would rather go through all files
+            # of the place, each time anew, than look those of some images up.
+            self._wanted.append(case((place, 1), else_=0) == 1)
 
     def of_images(self, images: Sequence[int]) -> Iterator[tuple[int, Iterator[Held]]]:
         """Yield each image that has such files with them, the oldest first.

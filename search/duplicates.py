@@ -35,7 +35,12 @@ from storage.slices import sliced
 from storage.spaces import SpaceInfo
 
 NEAR = 0.95
-"""Least cosine unless one is given."""
+"""Least cosine unless one is given.
+
+In ``benchmarks/duplicates.py`` more than 99 % of the pairs that lie in one group are then copies of
+one photo, with resnet18 and with resnet50; with 0.94 it is 98.5 % for one of them, with 0.92 94 %.
+Lower ones find more of the copies that were cropped, turned or made small.
+"""
 READERS = 8
 """Files whose sizes are read at once: a network's file system answers each after a while."""
 TRIES = 4
