@@ -86,7 +86,10 @@ class TimmNetwork:
         from extractor import graph, hooked
 
         classes = _classes(self.full_name, state)
-        network = graph.skeleton(maker(self.full_name, self.side, num_classes=classes))
+        make = maker(self.full_name, self.side, num_classes=classes)
+        network = graph.skeleton(make)
+        if not network.state_dict().keys() >= {name for name, _ in network.named_buffers()}:
+            network = weights.build(make, 0)  # no file holds those buffers: a skeleton's are empty
         try:
             weights.assign(network, state, self.name)
         except WeightsError:

@@ -248,6 +248,15 @@ def test_a_file_of_timms_is_understood(tmp_path: Path) -> None:
     assert open_model(ModelRequest(f"timm:{VIT}", None, str(tmp_path / "bare.pth"))).spec.dim == 192
 
 
+def test_a_file_fits_a_network_with_buffers_that_no_file_holds(tmp_path: Path) -> None:
+    network = plain("efficientformerv2_s0")
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    request = ModelRequest("timm:efficientformerv2_s0", "logits", str(tmp_path / "w.pth"))
+    x = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(open_model(request).module(x), network(x))
+
+
 def test_a_vision_transformer_takes_another_size_as_timm_does(tmp_path: Path) -> None:
     state = plain(VIT).state_dict()
     torch.save(state, tmp_path / "w.pth")

@@ -33,6 +33,7 @@ HEAVY = frozenset(
         "onnx",
         "onnxruntime",
         "onnxscript",
+        "open_clip",
         "pandas",
         "PIL",
         "pillow_heif",
