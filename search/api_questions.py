@@ -187,11 +187,8 @@ def asked_in_query(params: QueryParams) -> Options:
     lists = {"within", "plus", "minus"}
     values: dict[str, Any] = {}
     for name in params:
-        texts = params.getlist(name)
-        if name in lists:
-            values[name] = [text if name == "within" else _scalar(text) for text in texts]
-        else:
-            values[name] = _scalar(texts[-1])
+        read = [text if name == "within" else _scalar(text) for text in params.getlist(name)]
+        values[name] = read if name in lists or len(read) > 1 else read[0]
     return valid(Options, values)
 
 
@@ -261,11 +258,12 @@ def _as_json(reply: Reply, options: Options) -> dict[str, Any]:
 
 
 def _scalar(text: str) -> Any:
-    """Return the value that a word of a query string stands for: as JSON has it, else the text."""
+    """Return the number or the truth value that a word stands for, as in JSON; else the text."""
     try:
-        return json.loads(text, parse_constant=_no_number)
+        value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         return text
+    return value if isinstance(value, int | float) else text
 
 
 def _no_number(name: str) -> None:

@@ -37,8 +37,8 @@ def size_of(request: Request) -> int:
 
 def option(request: Request, name: str) -> int | None:
     """Return a number of the query string; None where it is left out; `Refused`."""
-    text = request.query_params.get(name)
-    return None if text is None else _number(name, text)
+    texts = request.query_params.getlist(name)
+    return _number(name, ",".join(texts)) if texts else None
 
 
 def _number(name: str, text: str) -> int:

@@ -16,7 +16,7 @@ from storage.spaces import SpaceInfo, ensure_space
 from tests.search.serving import Running, running
 from tests.search.stores import Store, digest_of, draw
 
-EXAMPLES = 20
+EXAMPLES = 10
 """Questions to each address in each phase but the one that goes through all boundaries."""
 
 HOOKS = '''

@@ -144,7 +144,8 @@ def test_what_is_no_json_and_what_is_no_option_is_said(server: Running) -> None:
     assert message.startswith("this is no JSON")
     status, code, message = server.refused(b"picture", path="/api/search?k=many")
     assert (status, code, message[:3]) == (400, "bad_request", "k: ")
-    assert server.refused(b"picture", path="/api/search?under=/etc")[:2] == (400, "bad_request")
+    for query in ("under=/etc", "k=1&k=2", "k=null", "min_score=null", "no_self=1", "k=1.5", "k="):
+        assert server.refused(b"picture", path=f"/api/search?{query}")[:2] == (400, "bad_request")
 
 
 def test_a_vector_must_fit_the_space(server: Running) -> None:
