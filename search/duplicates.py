@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Self
 
 import numpy as np
 
@@ -39,7 +40,7 @@ NEAR = 0.95
 
 In ``benchmarks/duplicates.py`` more than 99 % of the pairs that lie in one group are then copies of
 one photo, with resnet18 and with resnet50; with 0.94 it is 98.5 % for one of them, with 0.92 94 %.
-Lower ones find more of the copies that were cropped, turned or made small.
+Lower ones find more.
 """
 READERS = 8
 """Files whose sizes are read at once: a network's file system answers each after a while."""
@@ -58,14 +59,15 @@ class _Picture:
 
     image_id: int
     size: tuple[int, int] | None
-    oldest: Held
+    rank: tuple[int, int, int, float, int]
+    """Sorts the best picture first."""
 
-    def rank(self) -> tuple[int, int, int, float, int]:
-        """Return what sorts the best picture first."""
-        width, height = self.size or (0, 0)
-        oldest = self.oldest
+    @classmethod
+    def of(cls, oldest: Held, size: tuple[int, int] | None) -> Self:
+        """Return that of an image by the oldest of its files."""
+        width, height = size or (0, 0)
         age = (oldest.mtime_ns, oldest.first_seen_at, oldest.file_id)
-        return (-width * height, -oldest.size_bytes, *age)
+        return cls(oldest.image_id, size, (-width * height, -oldest.size_bytes, *age))
 
 
 def exact_groups(
@@ -163,7 +165,7 @@ class Near:
         """Yield the groups, those of the largest pictures first, then those by digest alone."""
         pairs = self._join.pairs(self.threshold, lambda done, of: tell("compared", done, of))
         pictures = self._pictures(pairs, tell)
-        ranked = sorted(pictures, key=lambda row: pictures[row].rank())
+        ranked = sorted(pictures, key=lambda row: pictures[row].rank)
         found = stars(ranked, pairs.a, pairs.b, self._join.scores, self.threshold)
         grouped: set[int] = set()
         number = 1
@@ -189,8 +191,7 @@ class Near:
                 files = self._files.of_images(list(row_of))
                 tried = [list(islice(held, TRIES)) for _, held in files]
                 for held, size in zip(tried, readers.map(_size, tried), strict=True):
-                    image = held[0].image_id
-                    pictures[row_of[image]] = _Picture(image, size, held[0])
+                    pictures[row_of[held[0].image_id]] = _Picture.of(held[0], size)
                 done += len(some)
                 tell("measured", done, len(rows))
         return pictures
