@@ -237,9 +237,9 @@ def _pictures(folder: found.Folder, entries: Sequence[found.Entry]) -> list[Pict
 
 def _shown(conn: Connection, folder: found.Folder, entry: found.Entry) -> Folder:
     inner = folder.inner(entry.path)
-    image = entry.image_id if entry.image_id is not None else found.cover(conn, inner)
     place = Place(file_id=entry.file_id, depth=inner.prefix.count(SEP))
-    return Folder(place, inner.prefix[len(folder.prefix) : -1] or SEP, image)
+    name = inner.prefix[len(folder.prefix) : -1] or SEP
+    return Folder(place, name, found.cover(conn, inner))
 
 
 def _start(

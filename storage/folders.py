@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, literal, select
+from sqlalchemy import ColumnElement, Connection, Select, exists, func, literal, select
 
 from storage.roots import AFTER_SEP
 from storage.scan import SEP
-from storage.tables import File
+from storage.tables import File, Vector
 
 MOST_ROWS = 300_000
 """Files that the database looks at for one page of folders."""
@@ -142,9 +142,13 @@ def pictures(
 
 
 def cover(conn: Connection, folder: Folder) -> int | None:
-    """Return an image of one of the first files at or below a folder, if one of them has any."""
+    """Return an image of one of the first files at or below a folder.
+
+    It has a vector, so it could be decoded; None where none of them has.
+    """
     seen = folder.rows(b"").limit(_COVER_ROWS).subquery()
-    images = select(seen.c.image_id).where(seen.c.state == "live", seen.c.image_id.is_not(None))
+    decoded = exists().where(Vector.image_id == seen.c.image_id)
+    images = select(seen.c.image_id).where(seen.c.state == "live", decoded)
     return conn.execute(images.order_by(seen.c.path).limit(1)).scalar()
 
 

@@ -264,7 +264,7 @@ def test_runs_are_shown_with_their_stages(site: Site) -> None:
     assert summary.endswith("3 min 20 s")
     rows = newest.one("table", "stages").all("tr")
     assert [row.one("th").text for row in rows] == list(STAGES)
-    assert [row.one("td", "number").text for row in rows] == ["0.5 s", "4.0 s", "1.0 s"]
+    assert [row.one("td", "number").text for row in rows] == ["0.50 s", "4.0 s", "1.0 s"]
     assert [float(row.one("rect").attrs["width"]) for row in rows] == [12.5, 100, 25]
     assert "7 extracted" in newest.text
     assert "0 failed" not in newest.text

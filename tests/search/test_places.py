@@ -21,7 +21,7 @@ from search.places import (
     roots,
 )
 from storage.catalog import Catalog
-from storage.tables import File, Image, Root
+from storage.tables import File, Image, Root, Vector
 from tests.search.stores import Store, draw
 
 ODD = [b"a b", b"\xff\xfe", "ä".encode(), b"a-b", b"a.jpg", b"a0", b"a'\"%_", b"a\nb"]
@@ -216,19 +216,27 @@ def test_what_lies_elsewhere_is_no_place_to_go_on_after(catalog: Catalog) -> Non
                 path_of(conn, place)
 
 
-def test_a_folder_is_shown_by_its_first_picture(catalog: Catalog) -> None:
-    files = {b"a/0.jpg": "missing", b"a/1.jpg": "live", b"a/2.jpg": "live", b"b/1.jpg": "live"}
-    root_id = fill(catalog, b"/pics", files)
+def test_a_folder_is_shown_by_its_first_picture_that_has_a_vector(store: Store) -> None:
+    catalog, space = store.catalog, store.space()
+    files = {b"a/0.jpg": "missing", **dict.fromkeys((b"a/1.jpg", b"a/2.jpg", b"a/3.jpg"), "live")}
+    root_id = fill(catalog, b"/pics", files | {b"b/1.jpg": "live", b"c/1.jpg": "live"})
     with catalog.write() as conn:
         images = dict(conn.execute(select(File.path, File.image_id)).tuples().all())
+        for row, path in enumerate((b"a/0.jpg", b"a/3.jpg")):
+            vector = {"space_id": space.id, "image_id": images[path], "row": row}
+            conn.execute(insert(Vector).values(**vector))
         waiting = File.path.in_((b"a/1.jpg", b"b/1.jpg"))  # seen by a scan, and not yet read
         conn.execute(File.__table__.update().where(waiting).values(image_id=None))
     with catalog.read() as conn:
         found = folders(conn, Place(root_id=root_id)).folders
-        assert [folder.cover for folder in found] == [images[b"a/2.jpg"], None]
-        assert [root.cover for root in roots(conn)] == [images[b"a/2.jpg"]]
+        assert [folder.cover for folder in found] == [images[b"a/3.jpg"], None, None]
+        assert [root.cover for root in roots(conn)] == [images[b"a/3.jpg"]]
         assert [root.name for root in roots(conn)] == [b"/pics"]
-    assert all_pictures(catalog, Place(root_id=root_id), below=True) == [b"a/2.jpg"]
+    assert all_pictures(catalog, Place(root_id=root_id), below=True) == [
+        b"a/2.jpg",
+        b"a/3.jpg",
+        b"c/1.jpg",
+    ]
 
 
 def test_a_manifest_is_browsed_by_its_keys(store: Store, tmp_path: Path) -> None:

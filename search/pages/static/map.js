@@ -10,6 +10,7 @@
   const REACH = 24; // pixels around a point that mean it
   const ROOM = 0.88; // of the window that the whole map takes
   const STRETCH = 1.8;
+  const FEW = 1500; // points in the window of which each may have its picture drawn
 
   const box = document.getElementById("map");
   const canvas = document.getElementById("map-canvas");
@@ -204,14 +205,15 @@
     }
 
     drawPoints(colour) {
-      // Of each cell of the map the first image in their order has its picture drawn: the same
-      // one wherever the window is.
+      // Of many, the first image in each cell of the map may have its picture drawn: the same one
+      // wherever the window is.
       const side = this.side();
       const unit = 2 ** Math.round(Math.log2(side / this.scale));
       const dot = Math.min(2 + Math.log2(this.depth) / 1.5, 5);
       const [left, top] = this.from(-side, -side);
       const [right, bottom] = this.from(this.width + side, this.height + side);
       const first = new Map();
+      const all = [];
       context.fillStyle = colour;
       context.globalAlpha = Math.min(0.35 + 20 / Math.sqrt(this.points.images.length), 0.9);
       const { x, y } = this.points;
@@ -219,13 +221,15 @@
         const [h, v] = this.at(x[i], y[i]);
         context.fillRect(h - dot / 2, v - dot / 2, dot, dot);
         if (!side) continue;
+        if (all.length <= FEW) all.push(i);
         const column = Math.floor((x[i] * this.wider) / unit);
         const key = column * 4_194_304 + Math.floor((y[i] * this.higher) / unit);
         const other = first.get(key);
         if (other === undefined || i < other) first.set(key, i);
       }
       context.globalAlpha = 1;
-      return this.apart([...first.values()].sort((a, b) => a - b), side);
+      const candidates = all.length <= FEW ? all : [...first.values()];
+      return this.apart(candidates.sort((a, b) => a - b), side);
     }
 
     apart(chosen, side) {
@@ -241,8 +245,7 @@
 
     side() {
       // The longer side of a picture: nothing while all is shown of a large map, then growing.
-      const few = this.points.images.length < 2000;
-      if (!few && this.depth < 1.5) return 0;
+      if (this.points.images.length > FEW && this.depth < 1.5) return 0;
       return Math.min(44 + 14 * Math.log2(this.depth), 128);
     }
 
