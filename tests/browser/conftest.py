@@ -20,7 +20,7 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-EACH = 40
+EACH = 30
 """Photos of each class."""
 
 

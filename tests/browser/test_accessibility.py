@@ -1,32 +1,12 @@
 """What axe-core finds on each page, light and dark, on a desk and on a phone."""
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 
 from tests.browser.shop import TOKEN, Shop, serving
-from tests.browser.watching import PAGES, PHONE, SCHEMES, settle, watched
-
-SERIOUS = ("serious", "critical")
-
-
-def findings(page: Page, name: str) -> list[str]:
-    """Return what is serious on a page, one line for each place; keep all of it where asked."""
-    settle(page)
-    violations: list[dict[str, Any]] = Axe().run(page).response["violations"]
-    if folder := os.environ.get("LOOKALIKE_SCREENSHOTS"):
-        Path(folder, f"axe-{name}.json").write_text(json.dumps(violations, indent=1))
-    return [
-        f"{name}: {found['impact']} {found['id']}: {node['target']} {node['html'][:150]}"
-        for found in violations
-        for node in found["nodes"]
-        if found["impact"] in SERIOUS
-    ]
+from tests.browser.watching import PAGES, PHONE, SCHEMES, findings, watched
 
 
 @pytest.fixture(params=["desk", "phone"])

@@ -10,8 +10,19 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.shop import Shop
-from tests.browser.watching import PAGES, PHONE, is_too_wide, settle, shoot, watched
+from tests.browser.shop import Shop, index
+from tests.browser.watching import (
+    PAGES,
+    PHONE,
+    classes,
+    drop,
+    hits,
+    is_too_wide,
+    scores,
+    settle,
+    shoot,
+    watched,
+)
 
 PAGE = 60
 """Hits of one page."""
@@ -30,23 +41,6 @@ def plain(browser: Browser, drawn: Shop) -> Iterator[Page]:
         yield page
 
 
-def hits(page: Page) -> list[int]:
-    """Return the images that are shown, in their order."""
-    tiles = page.locator("#hits > .tile")
-    expect(tiles.first).to_be_visible()
-    return [int(tile.get_attribute("data-image") or "") for tile in tiles.all()]
-
-
-def scores(page: Page) -> list[float]:
-    return [float(text) for text in page.locator("#hits .score").all_text_contents()]
-
-
-def families(page: Page) -> list[str]:
-    """Return the folders of the hits, by what their captions say."""
-    names = page.locator("#hits .name").all_text_contents()
-    return [name.removeprefix("About ").partition("/")[0] for name in names]
-
-
 def by_family(page: Page, family: int) -> int:
     """Search by an indexed picture of a family, and return its image."""
     page.goto("/folders")
@@ -58,24 +52,13 @@ def by_family(page: Page, family: int) -> int:
     return hits(page)[0]
 
 
-def drop(page: Page, path: Path) -> None:
-    """Drop a file on the page, as from a file manager."""
-    session = page.context.new_cdp_session(page)
-    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver", "drop"):
-        if kind == "drop":
-            expect(page.locator("body.dropping")).to_have_count(1)
-        at = {"type": kind, "x": 640, "y": 500, "data": data}
-        session.send("Input.dispatchDragEvent", at)
-
-
 def test_a_dropped_file_is_searched_by(page: Page, drawn: Shop, tmp_path: Path) -> None:
     page.goto("/")
     drop(page, drawn.pictures / "family-005" / "plain.jpg")
     page.wait_for_url(re.compile("/search"))
     expect(page.get_by_role("heading", level=1)).to_have_text("Like your picture")
     assert scores(page)[0] == 1
-    assert families(page)[0] == "family-005"
+    assert classes(page)[0] == "family-005"
     expect(page.locator("#sent img")).to_be_visible()  # what was sent is shown
     shoot(page, "sent", tmp_path)
 
@@ -87,7 +70,7 @@ def test_a_chosen_file_is_searched_by(page: Page, drawn: Shop, tmp_path: Path) -
     page.goto("/")
     page.get_by_label("Search by a picture").set_input_files(new)
     page.wait_for_url(re.compile("/search"))
-    assert families(page)[0] == "family-006"
+    assert classes(page)[0] == "family-006"
     assert 0.9 < scores(page)[0] < 1.0001
 
 
@@ -106,7 +89,7 @@ def test_a_pasted_picture_is_searched_by(page: Page, drawn: Shop) -> None:
     )
     page.keyboard.press("Control+V")
     page.wait_for_url(re.compile("/search"))
-    assert families(page)[0] == "family-007"
+    assert classes(page)[0] == "family-007"
 
 
 def test_a_click_searches_by_a_hit(page: Page, tmp_path: Path) -> None:
@@ -189,7 +172,7 @@ def test_filters_are_applied_as_they_are_set(page: Page) -> None:
     family = page.get_by_label("Folder").locator("option", has_text="family-004")
     page.get_by_label("Folder").select_option(value=family.get_attribute("value"))
     page.wait_for_url(re.compile("within=f"))
-    assert set(families(page)) == {"family-004"}
+    assert set(classes(page)) == {"family-004"}
 
 
 def test_all_of_it_can_be_done_by_keys(page: Page) -> None:
@@ -277,7 +260,7 @@ class TestWithoutScript:
         path = drawn.pictures / "family-008" / "warm.jpg"
         plain.get_by_label("Search by a picture").set_input_files(path)
         plain.locator("#ask").get_by_role("button", name="Search", exact=True).click()
-        assert families(plain)[0] == "family-008"
+        assert classes(plain)[0] == "family-008"
         first = hits(plain)
         plain.locator("#more").click()
         assert not set(hits(plain)) & set(first)
@@ -322,3 +305,16 @@ class TestOnAPhone:
         second = hits(page)[1]
         page.locator(f"[data-image='{second}'] .act[data-act=plus]").tap()
         page.wait_for_url(re.compile(f"plus={second}"))
+
+
+def test_new_pictures_appear_without_a_restart(page: Page, drawn: Shop) -> None:
+    """Comes last: the collection has a picture more from here on."""
+    by_family(page, 11)
+    first = hits(page)
+    new = drawn.pictures / "family-011" / "new.png"
+    with Image.open(drawn.pictures / "family-011" / "plain.jpg") as picture:
+        picture.save(new)
+    index(drawn.home, drawn.pictures)
+    page.reload()
+    assert len(set(hits(page)) - set(first)) == 1
+    expect(page.get_by_role("link", name="family-011/new.png")).to_have_count(1)

@@ -1,5 +1,6 @@
 """A browser's pages, and everything on them that a person would call broken."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import (
     Browser,
     BrowserContext,
@@ -31,6 +33,7 @@ PAGES = (
     ("login", "/login"),
 )
 """Names for screenshots, and addresses in any collection of a hundred images."""
+SERIOUS = ("serious", "critical")
 PATIENCE_MS = 30_000
 expect.set_options(timeout=PATIENCE_MS)
 
@@ -105,3 +108,45 @@ def is_too_wide(page: Page) -> bool:
     return bool(
         page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
     )
+
+
+def hits(page: Page) -> list[int]:
+    """Return the images that are shown, in their order."""
+    tiles = page.locator("#hits > .tile")
+    expect(tiles.first).to_be_visible()
+    return [int(tile.get_attribute("data-image") or "") for tile in tiles.all()]
+
+
+def scores(page: Page) -> list[float]:
+    return [float(text) for text in page.locator("#hits .score").all_text_contents()]
+
+
+def classes(page: Page) -> list[str]:
+    """Return the folders of the hits, by what their captions say."""
+    names = page.locator("#hits .name").all_text_contents()
+    return [name.removeprefix("About ").partition("/")[0] for name in names]
+
+
+def drop(page: Page, path: Path) -> None:
+    """Drop a file on the page, as from a file manager."""
+    session = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        if kind == "drop":
+            expect(page.locator("body.dropping")).to_have_count(1)
+        at = {"type": kind, "x": 640, "y": 500, "data": data}
+        session.send("Input.dispatchDragEvent", at)
+
+
+def findings(page: Page, name: str) -> list[str]:
+    """Return what is serious on a page, one line for each place; keep all of it where asked."""
+    settle(page)
+    violations: list[dict[str, Any]] = Axe().run(page).response["violations"]
+    if folder := os.environ.get("LOOKALIKE_SCREENSHOTS"):
+        Path(folder, f"axe-{name}.json").write_text(json.dumps(violations, indent=1))
+    return [
+        f"{name}: {found['impact']} {found['id']}: {node['target']} {node['html'][:150]}"
+        for found in violations
+        for node in found["nodes"]
+        if found["impact"] in SERIOUS
+    ]
