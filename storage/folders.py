@@ -16,11 +16,11 @@ from storage.roots import AFTER_SEP
 from storage.scan import SEP
 from storage.tables import File, Vector
 
-MOST_ROWS = 300_000
+MOST_ROWS = 200_000
 """Files that the database looks at for one page of folders."""
-MOST_PASSED = 200_000
+MOST_PASSED = 100_000
 """Files that are passed by for one page of pictures; each seek counts as `SEEK` of them."""
-SEEK = 100
+SEEK = 50
 _FEW = 8
 _GROWTH = 8
 _COVER_ROWS = 200
