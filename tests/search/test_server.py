@@ -369,6 +369,14 @@ class TestCommand:
             assert out == ""
             assert err == ("lookalike: interrupted\n" if code else "")
 
+    def test_it_goes_by_the_names_that_it_is_given(self, shop: Path) -> None:
+        names = ("pictures.example", "other.example")
+        options = [word for name in names for word in ("--allow-host", name)]
+        with self.serving(shop, *options) as (_, server):
+            for name in (*names, "localhost"):
+                assert server.ask(path="/healthz", Host=name)[0] == 200
+            assert server.refused(path="/healthz", Host="evil.example")[:2] == (421, "wrong_host")
+
     def test_what_it_can_not_do_is_one_line(self, shop: Path, tmp_path: Path) -> None:
         home = ("--home", str(shop))
         env = {"LOOKALIKE_TOKEN": ""}
