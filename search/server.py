@@ -57,6 +57,7 @@ def make_app(
     desk = Desk(follower, limits, say)
     metrics = Metrics(desk)
     app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.state.desk = desk  # for whoever ends it
     app.include_router(api.router(desk))
     app.include_router(login.router(desk.reader, address.token))
     _tell_of_itself(app, address, desk, metrics)
@@ -153,7 +154,10 @@ def serve(follower: Follower, address: Address, *, announce: Say, say: Say) -> N
     threading.Thread(target=_tidy, args=(follower,), daemon=True).start()
     with listening:
         announce(_url(address.host, listening.getsockname()[1]))
-        uvicorn.Server(configured(app, limits)).run(sockets=[listening])
+        try:
+            uvicorn.Server(configured(app, limits)).run(sockets=[listening])
+        finally:
+            app.state.desk.close()
 
 
 def _tidy(follower: Follower) -> None:

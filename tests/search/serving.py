@@ -165,3 +165,4 @@ def running(
         finally:
             server.should_exit = True
             thread.join()
+            app.state.desk.close()

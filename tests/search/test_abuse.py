@@ -405,6 +405,18 @@ class TestTooMuch:
             assert server.ask({"image_id": 1})[0] == 200
             assert server.said == []
 
+    def test_a_picture_waits_for_the_others_for_a_while_only(self, follower: Follower) -> None:
+        limits = replace(SMALL, pictures=1, seconds=20.0, answer_seconds=0.3)
+        with running(follower, limits=limits) as server:
+            with socket.create_connection(server.place) as conn:
+                conn.sendall(head("POST", "/api/search", PICTURE, "Content-Length: 10") + b"x")
+                deadline = time.monotonic() + 20
+                while server.refused(b"picture")[1] != "busy":
+                    assert time.monotonic() < deadline
+                assert server.ask({"image_id": 1})[0] == 200
+            while server.refused(b"picture")[1] != "unusable_picture":
+                assert time.monotonic() < deadline
+
     def test_more_requests_than_are_let_in_are_refused(self, follower: Follower) -> None:
         limits = replace(SMALL, requests=5, seconds=20.0)
         with running(follower, limits=limits) as server, contextlib.ExitStack() as stack:

@@ -23,6 +23,7 @@ from search.following import Follower
 from search.overview import overview
 from search.questions import Example, Question, Wanted
 from search.thumbnails import SIZES
+from storage.spaces import drop_space
 from storage.tables import Failure
 from storage.tables import Image as Known
 from tests.search.serving import Answered, Running, running
@@ -175,6 +176,13 @@ class TestImages:
         store.index(tree, store.space())
         for address in (f"/api/images/{number}", f"/api/thumbnails/{number}", "/api/images/999"):
             assert server.refused(path=address)[:2] == (404, "unknown_image")
+
+    def test_an_image_is_shown_while_there_is_no_space(self, server: Running, store: Store) -> None:
+        drop_space(store.catalog, store.lease, "known")
+        assert get(server, "/api/images/1")["has_vector"] is False
+        assert server.send("GET", "/api/thumbnails/1").status == 200
+        assert get(server, "/healthz") == {"space": None, "dim": None, "vectors": 0}
+        assert b"lookalike_vectors{" not in server.send("GET", "/metrics").body
 
     def test_a_thumbnail_is_pixels_alone(self, server: Running, store: Store, tree: Path) -> None:
         exif = Image.Exif()
