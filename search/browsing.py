@@ -1,5 +1,7 @@
 """One page of browsing: the way to a folder, the folders and the pictures in it."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +11,42 @@ from search.errors import UnknownPlace
 from search.places import (
     Folder,
     FolderPage,
-    Picture,
-    PicturePage,
     Place,
     crumbs,
+    find,
     folders,
     path_of,
-    pictures,
     roots,
+    start_of,
 )
+from storage import folders as found
+
+PICTURES = 60
+"""Pictures of one page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A live file with its image."""
+
+    image_id: int
+    file_id: int
+    name: bytes
+    has_vector: bool
+    """In any space; without one it may be no picture that can be shown."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values for scripts."""
+        name = os.fsdecode(self.name)
+        return {"image_id": self.image_id, "file_id": self.file_id, "name": name}
+
+
+@dataclass(frozen=True, slots=True)
+class PicturePage:
+    """Some pictures; ``after`` goes on with the next ones, None: there are no more."""
+
+    pictures: tuple[Picture, ...]
+    after: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +76,34 @@ class Listing:
             "pictures": [picture.to_json() for picture in self.pictures],
             "after": self.after,
         }
+
+
+def pictures(
+    conn: Connection,
+    place: Place,
+    after: int | None = None,
+    limit: int = PICTURES,
+    *,
+    below: bool = False,
+) -> PicturePage:
+    """Return the pictures in a folder, in the order of their names as bytes.
+
+    Parameters
+    ----------
+    conn, place, after, limit
+        As `search.places.folders`.
+    below
+        Those in folders inside as well; their names are then paths from the folder on.
+
+    Raises
+    ------
+    UnknownPlace
+        The place, or what ``after`` means in it, is gone.
+    """
+    folder = find(conn, place).folder
+    start = start_of(conn, folder, after, below=below)
+    page = found.pictures(conn, folder, start, limit, below=below)
+    return PicturePage(_pictures(conn, folder, page.entries), page.after)
 
 
 def listing(
@@ -95,3 +152,14 @@ def _is_on_disk(conn: Connection, place: Place) -> bool:
     except UnknownPlace:
         return False
     return True
+
+
+def _pictures(
+    conn: Connection, folder: found.Folder, entries: Sequence[found.Entry]
+) -> tuple[Picture, ...]:
+    held = [(entry, entry.image_id) for entry in entries if entry.image_id is not None]
+    known = found.with_vectors(conn, [image_id for _, image_id in held])
+    return tuple(
+        Picture(image_id, entry.file_id, entry.path[len(folder.prefix) :], image_id in known)
+        for entry, image_id in held
+    )

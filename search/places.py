@@ -7,7 +7,6 @@ ids and no paths, they can be browsed, but are no folder on disk to search in.
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -25,8 +24,6 @@ _MOST = (1 << 63) - 1
 
 FOLDERS = 60
 """Folders of one page."""
-PICTURES = 60
-"""Pictures of one page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +70,6 @@ class Folder:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A live file with its image."""
-
-    image_id: int
-    file_id: int
-    name: bytes
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the values for scripts."""
-        name = os.fsdecode(self.name)
-        return {"image_id": self.image_id, "file_id": self.file_id, "name": name}
-
-
-@dataclass(frozen=True, slots=True)
 class FolderPage:
     """Some folders; ``after`` goes on with the next ones, None: there are no more."""
 
@@ -95,15 +78,7 @@ class FolderPage:
 
 
 @dataclass(frozen=True, slots=True)
-class PicturePage:
-    """Some pictures; ``after`` goes on with the next ones, None: there are no more."""
-
-    pictures: tuple[Picture, ...]
-    after: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
     """What a place means now: its root, the folder in it, and a file that it was named by."""
 
     root: bytes
@@ -135,7 +110,7 @@ def path_of(conn: Connection, place: Place) -> bytes:
     UnknownPlace
         It is gone, or it is made of a manifest's ids, which are no folder on disk.
     """
-    meant = _find(conn, place)
+    meant = find(conn, place)
     inside = meant.folder.prefix[:-1]
     if not meant.folder.prefix:
         return meant.root
@@ -153,7 +128,7 @@ def path_of(conn: Connection, place: Place) -> bytes:
 
 def crumbs(conn: Connection, place: Place) -> tuple[Folder, ...]:
     """Return the folders that lead to a place: its root first, itself last; `UnknownPlace`."""
-    meant = _find(conn, place)
+    meant = find(conn, place)
     above = [Folder(Place(root_id=meant.folder.root_id), meant.root)]
     if place.file_id is not None:
         names = meant.folder.prefix.split(SEP)[: place.depth]
@@ -194,45 +169,9 @@ def folders(
     UnknownPlace
         The place, or what ``after`` means in it, is gone.
     """
-    folder = _find(conn, place).folder
-    page = found.subfolders(conn, folder, _start(conn, folder, after), limit)
+    folder = find(conn, place).folder
+    page = found.subfolders(conn, folder, start_of(conn, folder, after), limit)
     return FolderPage(tuple(_shown(conn, folder, entry) for entry in page.entries), page.after)
-
-
-def pictures(
-    conn: Connection,
-    place: Place,
-    after: int | None = None,
-    limit: int = PICTURES,
-    *,
-    below: bool = False,
-) -> PicturePage:
-    """Return the pictures in a folder, in the order of their names as bytes.
-
-    Parameters
-    ----------
-    conn, place, after, limit
-        As `folders`.
-    below
-        Those in folders inside as well; their names are then paths from the folder on.
-
-    Raises
-    ------
-    UnknownPlace
-        The place, or what ``after`` means in it, is gone.
-    """
-    folder = _find(conn, place).folder
-    start = _start(conn, folder, after, below=below)
-    page = found.pictures(conn, folder, start, limit, below=below)
-    return PicturePage(tuple(_pictures(folder, page.entries)), page.after)
-
-
-def _pictures(folder: found.Folder, entries: Sequence[found.Entry]) -> list[Picture]:
-    return [
-        Picture(entry.image_id, entry.file_id, entry.path[len(folder.prefix) :])
-        for entry in entries
-        if entry.image_id is not None
-    ]
 
 
 def _shown(conn: Connection, folder: found.Folder, entry: found.Entry) -> Folder:
@@ -242,10 +181,10 @@ def _shown(conn: Connection, folder: found.Folder, entry: found.Entry) -> Folder
     return Folder(place, name, found.cover(conn, inner))
 
 
-def _start(
+def start_of(
     conn: Connection, folder: found.Folder, after: int | None, *, below: bool = False
 ) -> bytes:
-    """Return the path from which on a page begins."""
+    """Return the path from which on a page begins; `UnknownPlace` where ``after`` is gone."""
     if after is None:
         return b""
     query = select(File.path, File.state).where(File.id == after, File.root_id == folder.root_id)
@@ -257,12 +196,13 @@ def _start(
     return folder.beyond(file.path) if jumps else file.path + b"\0"
 
 
-def _find(conn: Connection, place: Place) -> _Found:
+def find(conn: Connection, place: Place) -> Found:
+    """Return what a place means now; `UnknownPlace` where it is gone."""
     if place.file_id is None:
         query = select(Root.id, Root.path, Root.kind).where(Root.id == place.root_id)
         root = conn.execute(query).first()
         if root is not None:
-            return _Found(root.path, root.kind, found.Folder(root.id))
+            return Found(root.path, root.kind, found.Folder(root.id))
         raise UnknownPlace(f"there is no root {place.root_id} any more; the folders page shows all")
     file = conn.execute(
         select(File.root_id, File.path, File.source, Root.path.label("root"), Root.kind)
@@ -272,4 +212,4 @@ def _find(conn: Connection, place: Place) -> _Found:
     if file is None or file.path.count(SEP) < place.depth:
         raise UnknownPlace(f"there is no folder {place} any more; the folders page shows all")
     prefix = b"".join(part + SEP for part in file.path.split(SEP)[: place.depth])
-    return _Found(file.root, file.kind, found.Folder(file.root_id, prefix), file.path, file.source)
+    return Found(file.root, file.kind, found.Folder(file.root_id, prefix), file.path, file.source)

@@ -6,7 +6,7 @@ a seek can't jump over, files that have no live picture or none of the kind that
 looked at one by one, and no more of it than `MOST_ROWS` for one page.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Select, exists, func, literal,
 
 from storage.roots import AFTER_SEP
 from storage.scan import SEP
+from storage.slices import sliced
 from storage.tables import File, Vector
 
 MOST_ROWS = 200_000
@@ -150,6 +151,16 @@ def cover(conn: Connection, folder: Folder) -> int | None:
     decoded = exists().where(Vector.image_id == seen.c.image_id)
     images = select(seen.c.image_id).where(seen.c.state == "live", decoded)
     return conn.execute(images.order_by(seen.c.path).limit(1)).scalar()
+
+
+def with_vectors(conn: Connection, image_ids: Iterable[int]) -> set[int]:
+    """Return those of some images that have a vector in any space: they could be decoded."""
+    found: set[int] = set()
+    for some in sliced(image_ids):
+        found.update(
+            conn.execute(select(Vector.image_id).where(Vector.image_id.in_(some))).scalars()
+        )
+    return found
 
 
 def _first_inside(conn: Connection, folder: Folder, start: bytes, span: int) -> Entry | None:

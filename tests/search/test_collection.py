@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 
 from search.collection import failure_classes, retry, run_reports
 from search.following import Follower
@@ -19,7 +19,7 @@ from storage.leases import finish_run, start_run
 from storage.pending import pending_counts
 from storage.recall import RecallInfo
 from storage.spaces import SpaceInfo
-from storage.tables import Failure, File, Image, Run
+from storage.tables import Failure, File, Image, Run, Vector
 from tests.search.html import Page
 from tests.search.serving import Running, running
 from tests.search.stores import Store, draw
@@ -159,6 +159,24 @@ def test_what_is_no_folder_is_said_so(site: Site) -> None:
     for query in ("after=x", "after=0", f"after={1 << 63}", "folders_after=-1"):
         site.get(f"/folders/r1?{query}", status=400)
     site.get("/folders/r1?after=99", status=404)
+
+
+def test_what_has_no_vector_is_shown_by_its_name(site: Site) -> None:
+    with site.store.catalog.write() as conn:
+        meant = select(File.image_id).where(File.path == b"a/2.png")
+        image = conn.execute(meant).scalar_one()
+        conn.execute(delete(Vector).where(Vector.image_id == image))
+    [place] = [
+        one.attrs["href"]
+        for one in site.get("/folders/r1").one("ul", "folders").all("a")
+        if one.text == "a"
+    ]
+    tiles = site.get(place).one("ol", "grid").all("li", "tile")
+    assert len(tiles) == 6
+    [blank] = [tile for tile in tiles if not tile.all("img")]
+    assert "2.png" in blank.text
+    assert {one.attrs["href"] for one in blank.all("a")} == {f"/images/{image}"}
+    site.get(f"/images/{image}")
 
 
 def test_a_folder_that_vanished_meanwhile_says_so(site: Site) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event, insert, select
 
 import storage.folders
-from search.browsing import listing
+from search.browsing import listing, pictures
 from search.errors import UnknownPlace
 from search.places import (
     Place,
@@ -16,7 +16,6 @@ from search.places import (
     folder_of,
     folders,
     path_of,
-    pictures,
     place_of_file,
     roots,
 )

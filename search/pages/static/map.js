@@ -233,12 +233,17 @@
     }
 
     apart(chosen, side) {
-      // Leave out what would hide another picture; where there is room, zooming in shows it.
+      // What would hide another picture is tried smaller, and else stays a point until it is nearer.
       const kept = [];
-      for (const i of chosen) {
-        const [h, v] = this.at(this.points.x[i], this.points.y[i]);
-        const hides = (one) => Math.abs(one.h - h) < side + 6 && Math.abs(one.v - v) < 0.8 * side + 6;
-        if (!kept.some(hides)) kept.push({ i, h, v });
+      for (const size of [side, 0.55 * side]) {
+        for (const i of chosen) {
+          const [h, v] = this.at(this.points.x[i], this.points.y[i]);
+          const hides = (one) => {
+            const least = (one.size + size) / 2;
+            return Math.abs(one.h - h) < least + 4 && Math.abs(one.v - v) < 0.85 * least + 4;
+          };
+          if (!kept.some(hides)) kept.push({ i, h, v, size });
+        }
       }
       return kept;
     }
@@ -250,20 +255,19 @@
     }
 
     drawPictures(chosen, colours) {
-      const side = this.side();
-      const size = side * (window.devicePixelRatio || 1) > 170 ? 320 : 160;
+      const pixels = this.side() * (window.devicePixelRatio || 1) > 170 ? 320 : 160;
       const wanted = [];
       this.shown = [];
       context.fillStyle = colours.backgroundColor;
-      for (const { i, h, v } of chosen) {
+      for (const { i, h, v, size } of chosen) {
         const image = this.points.images[i];
-        const entry = this.pictures.get(image, size);
-        if (!entry) wanted.push([image, size, Math.hypot(h - this.width / 2, v - this.height / 2)]);
+        const entry = this.pictures.get(image, pixels);
+        if (!entry) wanted.push([image, pixels, Math.hypot(h - this.width / 2, v - this.height / 2)]);
         const drawn = entry?.ready ? entry : this.pictures.get(image, 160);
         if (!drawn?.ready) continue;
         const { naturalWidth: wide, naturalHeight: high } = drawn.img;
-        const w = (side * wide) / Math.max(wide, high);
-        const t = (side * high) / Math.max(wide, high);
+        const w = (size * wide) / Math.max(wide, high);
+        const t = (size * high) / Math.max(wide, high);
         context.fillRect(h - w / 2 - 2, v - t / 2 - 2, w + 4, t + 4);
         context.drawImage(drawn.img, h - w / 2, v - t / 2, w, t);
         this.shown.push({ i, left: h - w / 2, top: v - t / 2, width: w, height: t });
