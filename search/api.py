@@ -10,14 +10,8 @@ from starlette.responses import Response
 
 from search import api_answers as told
 from search.api_answers import responses
-from search.api_questions import (
-    ByText,
-    answered,
-    asked_in_json,
-    asked_in_query,
-    parsed,
-    valid,
-)
+from search.api_questions import ByText, answered
+from search.api_reading import asked_in_json, asked_in_query, parsed, valid
 from search.api_values import (
     IMAGE_ID,
     LISTED,

@@ -1,21 +1,16 @@
-"""What clients ask, as JSON or in a query string, and what it means to the search."""
+"""What clients ask, and what it means to the search."""
 
-import json
 import math
-from typing import Annotated, Any, ClassVar, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from starlette.datastructures import QueryParams
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from search.engine import Searcher
 from search.errors import VectorError
 from search.places import Place, path_of
 from search.questions import Example, Question, Reply, Wanted
-from search.refusals import Refused, bad_request
 from storage.vectors import UNIT_TOLERANCE
-
-Model = TypeVar("Model", bound=BaseModel)
 
 MOST_HITS: Final = 1000
 MOST_SKIPPED: Final = 9000
@@ -159,48 +154,6 @@ class ByExamples(Options):
 QUESTIONS: Final = (ByImage, ByVector, ByText, ByExamples)
 
 
-def asked_in_json(body: bytes, params: QueryParams) -> Options:
-    """Return what a JSON body asks; what it leaves open the query string may say.
-
-    Raises
-    ------
-    Refused
-        It is no question.
-    """
-    given = asked_in_query(params).model_dump(exclude_unset=True) | parsed(body)
-    return valid(_meant(given), given)
-
-
-def parsed(body: bytes) -> dict[str, Any]:
-    """Return the object that a JSON body is; `Refused`."""
-    try:
-        values = json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, "bad_request", f"this is no JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise Refused(400, "bad_request", "the JSON must be an object")
-    return values
-
-
-def asked_in_query(params: QueryParams) -> Options:
-    """Return the options that stand in a query string; raises as `asked_in_json`."""
-    lists = {"within", "plus", "minus"}
-    values: dict[str, Any] = {}
-    for name in params:
-        read = [text if name == "within" else _scalar(text) for text in params.getlist(name)]
-        values[name] = read if name in lists or len(read) > 1 else read[0]
-    return valid(Options, values)
-
-
-def valid(model: type[Model], values: Any) -> Model:
-    """Return the values as a model has them; `Refused` names the first that makes no sense."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise Refused.of(bad_request(first["loc"], first["msg"])) from None
-
-
 def answered(options: Options, searcher: Searcher, picture: bytes | None = None) -> dict[str, Any]:
     """Return the answer to a question, as JSON has it.
 
@@ -218,16 +171,6 @@ def answered(options: Options, searcher: Searcher, picture: bytes | None = None)
     minus = tuple(Example(image_id=number) for number in options.minus)
     question = Question(((first,) if first else ()) + plus, minus)
     return _as_json(searcher.reply(question, _wanted(options, searcher)), options)
-
-
-def _meant(values: dict[str, Any]) -> type[Options]:
-    """Return which of the questions it is: by what is searched for."""
-    subjects = [kind for kind in (ByImage, ByVector, ByText) if kind.by in values]
-    if len(subjects) == 1:
-        return subjects[0]
-    if not subjects and values.get("plus"):
-        return ByExamples
-    raise Refused(400, "bad_request", "give one of image_id, vector, text and plus")
 
 
 def _wanted(options: Options, searcher: Searcher) -> Wanted:
@@ -255,16 +198,3 @@ def _as_json(reply: Reply, options: Options) -> dict[str, Any]:
     if options.want_vector:
         value["vector"] = [float(number) for number in reply.vector]
     return value
-
-
-def _scalar(text: str) -> Any:
-    """Return the number or the truth value that a word stands for, as in JSON; else the text."""
-    try:
-        value = json.loads(text, parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, int | float) else text
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
