@@ -1,5 +1,6 @@
 """The README's session is run, and prints what the page says but for numbers, times and places."""
 
+import ast
 import os
 import re
 import shlex
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from flows.samples import draw_families
 from tests.flows.terminal import CHECKOUT
@@ -94,9 +97,10 @@ def test_the_python_example_runs(tmp_path):
         [sys.executable, "-c", example.replace(HOME, str(tmp_path))],
         cwd=CHECKOUT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    hits = eval(done.stdout)
-    assert len(hits) == 5
-    assert Path(os.fsdecode(hits[0][1])) == picture
+    score, paths = done.stdout.splitlines()[0].split(" ", 1)
+    assert len(done.stdout.splitlines()) == 5
+    assert float(score) == pytest.approx(1)
+    assert ast.literal_eval(paths) == (os.fsencode(picture),)
 
 
 def test_every_setting_and_exit_code_is_named():
