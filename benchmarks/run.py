@@ -65,17 +65,11 @@ SCRIPTS = (
     Script("gathering", store=True),
     Script("serving"),
     Script("minus"),
-    Script("gathering", store=True),
-    Script("minus"),
-    Script("gathering", store=True),
-    Script("serving"),
-    Script("minus"),
     Script("gpu"),
     Script("orchestration", ("--pictures", "2000", "--pairs", "3")),
     Script("workers", WORKERS),
     Script("catalog", ("--files", "50000")),
     Script("peers"),
-    Script("duplicates"),
 )
 
 Reports = dict[str, dict[str, Any]]
