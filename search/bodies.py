@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 
@@ -18,6 +19,8 @@ logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of wha
 FIELD_BYTES: Final = 1 << 20
 """Of one field of a form, and of all that stands in it beside the picture."""
 FIELDS: Final = 1000
+SMALL_BYTES: Final = 16 << 10
+"""Of a form of a few words, which is read before it is known who sends it."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class Reader:
         """
         kind = kind_of(request)
         if kind == "multipart/form-data":
+            _refuse_charset(request)
             stream = self._pieces(request, self._limits.picture_bytes + FIELD_BYTES)
             parser = _InMemory(
                 request.headers,
@@ -133,6 +137,14 @@ class Reader:
             stream = self._pieces(request, FIELD_BYTES)
             return await self._parsed(FormParser(request.headers, stream, max_fields=FIELDS))
         raise Refused(415, "unsupported_body", "send a form as multipart/form-data")
+
+    async def fields(self, request: Request) -> Form:
+        """Return what a small HTML form without a file sent; `Refused`."""
+        if kind_of(request) != "application/x-www-form-urlencoded":
+            said = "send a form as application/x-www-form-urlencoded"
+            raise Refused(415, "unsupported_body", said)
+        stream = self._pieces(request, SMALL_BYTES)
+        return await self._parsed(FormParser(request.headers, stream, max_fields=FIELDS))
 
     async def _parsed(self, parser: MultiPartParser | FormParser) -> Form:
         try:
@@ -185,6 +197,14 @@ class Reader:
 def kind_of(request: Request) -> str:
     """Return the type that the body has by its header, in small letters and without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _refuse_charset(request: Request) -> None:
+    """Refuse a form that is not in UTF-8: some of Python's decoders take minutes for a megabyte."""
+    _, options = parse_options_header(request.headers.get("content-type"))
+    charset = options.get(b"charset", b"utf-8").decode("latin-1").lower()
+    if charset not in ("utf-8", "utf8"):
+        raise Refused(415, "unsupported_body", "send the form in UTF-8")
 
 
 def is_json(request: Request) -> bool:

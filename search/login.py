@@ -63,7 +63,7 @@ def router(reader: Reader, token: str | None) -> APIRouter:
     async def log_in(request: Request) -> Response:
         from search.pages.layout import login_page
 
-        form = await reader.form(request)
+        form = await reader.fields(request)
         given, after = form.one("token") or "", local(form.one("after") or "/")
         if token is None:
             return RedirectResponse(after, 303)
@@ -91,4 +91,4 @@ def _code(until: str, token: str) -> str:
 
 
 def _bytes(token: str) -> bytes:
-    return token.encode("utf-8", "surrogateescape")
+    return token.encode("utf-8", "surrogatepass")  # whatever a form can hold
