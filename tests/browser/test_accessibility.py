@@ -9,12 +9,11 @@ from tests.browser.shop import TOKEN, Shop, serving
 from tests.browser.watching import PAGES, PHONE, SCHEMES, findings, watched
 
 
-@pytest.fixture(params=["desk", "phone"])
-def options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return PHONE if request.param == "phone" else {}
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("scheme", "options"),
+    [("light", {}), ("dark", {}), ("light", PHONE)],
+    ids=["light", "dark", "phone"],
+)
 def test_no_page_has_a_serious_finding(
     scheme: str, options: dict[str, Any], browser: Browser, drawn: Shop
 ) -> None:

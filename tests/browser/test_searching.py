@@ -181,6 +181,7 @@ def test_all_of_it_can_be_done_by_keys(page: Page) -> None:
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
+    page.wait_for_function("!document.activeElement.closest('dialog')")
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.closest('#ask, #words') !== null")
     page.goto("/")
