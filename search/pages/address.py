@@ -255,7 +255,7 @@ def _decimal(values: Values, name: str) -> float | None:
     if not text:
         return None
     try:
-        number = float(text)
+        number = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number):

@@ -405,6 +405,8 @@ BAD = [
     ("/search?image=9999999999999999999", "image: 9999999999999999999 is too large"),
     ("/search?image=1&min_score=much", "min_score: a number is meant, not 'much'"),
     ("/search?image=1&min_score=nan", "min_score: a number is meant"),
+    ("/search?image=1&min_score=1_0", "min_score: a number is meant, not '1_0'"),
+    ("/search?image=1&min_score=%EF%BC%90", "min_score: a number is meant"),
     ("/search?image=1&distinct=7", "distinct is 7"),
     ("/search?image=1&skip=99999", "hits beyond"),
     ("/search?image=1&" + "&".join(f"plus={i}" for i in range(200)), "at most 100 examples"),
