@@ -1,14 +1,15 @@
 """One searcher that many threads share, and that goes over to another space without a gap."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
 from search.decoders import Decoders
 from search.engine import Searcher
-from search.records import vectors_in
+from search.gathering import Gathering
+from search.records import space_number, vectors_in
 from search.thumbnail_files import thumbnails_folder
 from search.thumbnails import Thumbnails
 from storage.catalog import Catalog
@@ -67,6 +68,7 @@ class Follower:
         self.device = device
         self._decoders = Decoders()
         self._catalog = Catalog.open(home, write=False)
+        self._looking: Gathering[None, None, int] = Gathering(self._looked)
         self._opening = threading.Lock()
         self._counting = threading.Lock()
         try:
@@ -174,7 +176,14 @@ class Follower:
             self._opening.release()
 
     def _is_behind(self) -> bool:
-        return self.space().id != self._serving.searcher.space.id
+        [current] = self._looking.ask(None, (None,))
+        return current != self._serving.searcher.space.id
+
+    def _looked(self, _: None, questions: Sequence[None]) -> Sequence[int]:
+        """Look once for all questions that came together: the look begins after each of them."""
+        with self._catalog.read() as conn:
+            current = space_number(conn, self.name)
+        return [self.space().id if current is None else current] * len(questions)
 
     def _opened(self, *, model: bool) -> Searcher:
         searcher = Searcher(self.home, self.name, device=self.device, decoders=self._decoders)

@@ -13,7 +13,7 @@ from storage.paths import files_at
 from storage.prepared import Prepared
 from storage.roots import inside
 from storage.slices import sliced
-from storage.tables import File, Image, Root, Vector
+from storage.tables import File, Image, Root, Space, Vector
 
 _AT_ONCE = 50_000
 """Images looked up by one statement."""
@@ -79,6 +79,16 @@ def _rows_of(dialect: str) -> Select[Any]:
 
 
 _ROWS_OF = Prepared(_rows_of)
+
+
+def space_number(conn: Connection, name: str | None) -> int | None:
+    """Return the id of the space of this name, or of the current one; None without any."""
+    found = _CURRENT.rows(conn) if name is None else _NAMED.rows(conn, name=name)
+    return found[0][0] if found else None
+
+
+_CURRENT = Prepared(lambda _: select(Space.id).where(Space.current))
+_NAMED = Prepared(lambda _: select(Space.id).where(Space.name == bindparam("name")))
 
 
 def vectors_in(conn: Connection, space_id: int) -> int:
