@@ -127,7 +127,7 @@ class Api:
         """Arm recorded failures, so that the next run tries these images again."""
         body = await self._desk.reader.json(request)
         asked = valid(Retry, parsed(body))
-        return answer({"armed": await self._desk.look(partial(_armed, asked.space))})
+        return answer({"armed": await self._desk.change(partial(_armed, asked.space))})
 
     async def health(self, _: Request) -> Response:
         """Say which space answers, and how many vectors it has."""

@@ -31,6 +31,8 @@ class Limits:
     json_bytes: int = 4 << 20
     seconds: float = 60.0
     """For the body to arrive."""
+    silence: float = 10.0
+    """Seconds between two of its pieces."""
     pictures: int = 8
     """Pictures in memory at once; more of them wait."""
     answer_seconds: float = 90.0
@@ -183,14 +185,21 @@ class Reader:
         if told.isdecimal() and int(told) > most:
             raise too_large(most)
         size = 0
-        async for piece in request.stream():
+        stream = request.stream()
+        while (piece := await self._next(stream)) is not None:
             size += len(piece)
             if size > most:
                 raise too_large(most)
             yield piece
 
+    async def _next(self, stream: AsyncGenerator[bytes, None]) -> bytes | None:
+        """Return the next piece of a body, None at its end: who is silent holds up others."""
+        async with asyncio.timeout(self._limits.silence):
+            return await anext(stream, None)
+
     def _late(self) -> Refused:
-        late = f"the body did not arrive within {self._limits.seconds:g} s"
+        seconds, silence = self._limits.seconds, self._limits.silence
+        late = f"the body did not arrive within {seconds:g} s, or stopped for {silence:g} s"
         return Refused(408, "too_slow", late, connection="close")
 
 

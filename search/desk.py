@@ -136,12 +136,15 @@ class Desk:
         # Apart: pictures that hang must not keep other questions waiting.
         self._pictures = Line("picture", limits.pictures, limits)
         self._looks = Line("look", LOOKERS, limits)
+        # Apart: who waits for the catalog's lock must not keep those waiting who only read.
+        self._changes = Line("change", 1, limits)
         self._drawings = Line("thumbnail", THREADS, limits)
         self._checks = Line("health", 1, limits)
         self.lines = {
             "questions": self._questions,
             "pictures": self._pictures,
             "catalog": self._looks,
+            "changes": self._changes,
             "thumbnails": self._drawings,
         }
 
@@ -168,6 +171,10 @@ class Desk:
     async def look(self, question: Callable[[Catalog], T]) -> T:
         """Return what ``question`` finds in the catalog, on a thread; raises as `ask` does."""
         return await self._looks.answer(partial(self.follower.look, question))
+
+    async def change(self, work: Callable[[Catalog], T]) -> T:
+        """Return what ``work`` does to the catalog, which it opens for writing, on a thread."""
+        return await self._changes.answer(partial(self.follower.look, work))
 
     async def draw(self, work: Callable[[Thumbnails], T]) -> T:
         """Return what ``work`` makes of the thumbnails, on a thread; raises as `ask` does."""

@@ -34,9 +34,9 @@ nav { display: flex; gap: 1rem; margin: .8rem 0 }
 a { color: inherit }
 section { border: 1px solid var(--line); border-radius: .5rem; background: var(--panel);
   padding: .8rem; margin: .8rem 0 }
-ul.images { display: flex; flex-wrap: wrap; gap: .8rem; list-style: none; margin: 0; padding: 0 }
-ul.images > li { width: 15rem; max-width: 100%; border-top: .25rem solid var(--line);
-  padding-top: .4rem }
+ul.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 100%), 1fr));
+  gap: .8rem; list-style: none; margin: 0; padding: 0 }
+ul.images > li { border-top: .25rem solid var(--line); padding-top: .4rem; min-width: 0 }
 ul.images > li.keep { border-color: var(--keep) }
 ul.images img, .none { display: block; max-width: 100%; height: 10rem; object-fit: contain;
   object-position: left }

@@ -50,6 +50,7 @@ SLOW = (
     "test_load",
     "test_searching",
     "test_accessibility",
+    "test_photos",
     "test_duplicates",
     "test_whiten",
     "test_regions",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import APIRouter
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.responses import Response
 
 if TYPE_CHECKING:
@@ -70,6 +71,15 @@ def path_text(path: bytes | str) -> str:
 def _escaped(char: str) -> str:
     raw = os.fsencode(char)
     return f"\\x{raw[0]:02x}" if len(raw) == 1 else char.encode("unicode_escape").decode("ascii")
+
+
+def coded(text: str) -> Markup:
+    """Return a line for people in which what stands between backticks is code."""
+    parts = text.split("`")
+    shown = (
+        Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts)
+    )
+    return Markup("").join(shown)
 
 
 def base_name(path: bytes) -> str:
@@ -136,6 +146,7 @@ def _environment() -> Environment:
         "bytes": bytes_text,
         "when": when_text,
         "count": count_text,
+        "coded": coded,
     }
     return made
 

@@ -31,7 +31,7 @@ def router(pages: Pages) -> APIRouter:
     @made.post("/status/retry")
     async def arm(failure_class: FailureName = None, space: SpaceName = None) -> Response:
         # All that it needs is in its address: nothing of a body is read.
-        n = await pages.desk.look(
+        n = await pages.desk.change(
             lambda catalog: retry(catalog, failure_class=failure_class, space=space)
         )
         return RedirectResponse(f"/status?{urlencode({'armed': n})}#failures", 303)

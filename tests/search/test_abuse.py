@@ -413,6 +413,32 @@ class TestTooMuch:
             "busy"
         }
 
+    def test_who_sends_half_a_picture_and_then_nothing_holds_up_nobody(
+        self, follower: Follower
+    ) -> None:
+        limits = replace(SMALL, seconds=60, silence=0.3, pictures=1)
+        with running(follower, limits=limits) as server, ThreadPoolExecutor(4) as pool:
+            sent = head("POST", "/api/search", PICTURE, "Content-Length: 100")
+            silent = [pool.submit(server.raw, sent, b"ab") for _ in range(4)]
+            started = time.monotonic()
+            assert server.ask(b"no picture")[0] == 400
+            assert {parsed(one.result()).refusal[:2] for one in silent} == {(408, "too_slow")}
+            assert time.monotonic() - started < 10
+
+    def test_failures_that_wait_for_the_catalog_keep_no_reader_waiting(
+        self, follower: Follower, store: Store
+    ) -> None:
+        with running(follower) as server, ThreadPoolExecutor(8) as pool:
+            with store.catalog.write():  # as a large commit has it for a while
+                armed = [pool.submit(server.ask, {}, path="/api/retry") for _ in range(8)]
+                time.sleep(0.3)
+                assert not any(one.done() for one in armed)
+                started = time.monotonic()
+                assert server.ask(path="/api/status")[0] == 200
+                assert server.send("GET", "/folders", Accept="text/html").status == 200
+                assert time.monotonic() - started < 5
+            assert {one.result()[0] for one in armed} == {200}
+
     def test_an_answer_that_takes_too_long_is_given_up(
         self, follower: Follower, monkeypatch: pytest.MonkeyPatch
     ) -> None:
