@@ -14,14 +14,14 @@ from search.decoders import Decoders
 from search.examples import Asked, Examples
 from search.gathering import Gathering
 from search.pictures import Pictures
-from search.questions import Example, Question, Reply, Wanted
+from search.questions import Example, Exemplary, Question, Reply, Wanted
 from storage.catalog import Catalog
 from storage.home import Home
 from storage.spaces import get_space
 
 FloatArray = npt.NDArray[np.float32]
-Exemplary = str | bytes | os.PathLike[str] | int | FloatArray
-"""Path of a picture, number of an image, or a vector."""
+Place = str | bytes | os.PathLike[str]
+"""Path of a folder, a picture or a manifest."""
 
 _LANES: Final = 2
 """Calls of the index at once: while one has the cores, Python makes the hits of the other."""
@@ -127,8 +127,9 @@ class Searcher:
         example: Exemplary,
         k: int = 10,
         *,
-        plus: Sequence[Exemplary] = (),
-        minus: Sequence[Exemplary] = (),
+        plus: Exemplary | Sequence[Exemplary] = (),
+        minus: Exemplary | Sequence[Exemplary] = (),
+        under: Place | Sequence[Place] = (),
         **others: Any,
     ) -> list[Hit]:
         """Return what looks most like an example.
@@ -140,7 +141,9 @@ class Searcher:
         k
             Hits, at most.
         plus, minus
-            Others that the hits shall be like, and unlike.
+            Others that the hits shall be like, and unlike: one, or several.
+        under
+            Only images at or below this path, or of this manifest; one, or several.
         **others
             Further fields of `Wanted`: ``no_self=True``.
 
@@ -149,9 +152,10 @@ class Searcher:
         SearchError, RootError
             As `replies` does.
         """
-        alike = tuple(Example.of(one) for one in (example, *plus))
-        question = Question(alike, tuple(Example.of(one) for one in minus))
-        return list(self.reply(question, Wanted(k, **others)).hits)
+        question = Question((Example.of(example), *Example.each(plus)), Example.each(minus))
+        places = (under,) if isinstance(under, (str, bytes, os.PathLike)) else under
+        paths = tuple(os.path.abspath(os.fsencode(place)) for place in places)
+        return list(self.reply(question, Wanted(k, under=paths, **others)).hits)
 
     def search_paths(
         self,

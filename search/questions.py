@@ -6,6 +6,7 @@ shall be like, and others that they shall not.
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,8 @@ from search.answers import Hit
 from search.errors import SearchError
 
 FloatArray = npt.NDArray[np.float32]
+Exemplary = str | bytes | os.PathLike[str] | int | FloatArray
+"""Path of a picture, number of an image, or a vector."""
 
 MOST: Final = 10_000
 """How deep hits may lie: a page ends here."""
@@ -111,13 +114,23 @@ class Example:
             raise ValueError("an example is a path, data, an image_id, a vector or words: one")
 
     @classmethod
-    def of(cls, what: "str | bytes | os.PathLike[str] | int | FloatArray") -> "Example":
+    def of(cls, what: Exemplary) -> "Example":
         """Return the example that a number (an image), a path or an array (a vector) means."""
         if isinstance(what, np.ndarray):
             return cls(vector=what)
         if isinstance(what, (str, bytes, os.PathLike)):
             return cls(path=os.path.abspath(os.fsencode(what)))
         return cls(image_id=int(what))
+
+    @classmethod
+    def each(cls, given: "Exemplary | Sequence[Exemplary]") -> "tuple[Example, ...]":
+        """Return the examples that are meant by one thing as `of` takes it, or by several."""
+        if isinstance(given, np.ndarray):
+            is_vector = given.ndim == 1 and given.dtype.kind == "f"
+            return (cls.of(given),) if is_vector else tuple(map(cls.of, given))
+        if isinstance(given, (str, bytes, os.PathLike, int, np.integer)):
+            return (cls.of(given),)
+        return tuple(map(cls.of, given))
 
 
 @dataclass(frozen=True)

@@ -373,3 +373,18 @@ def test_in_five_lines(
     assert hits == list(searcher.reply(Question((of(photos[0]),)), Wanted(5)).hits)
     question = Question((of(photos[0]), of(photos[1])), (Example(image_id=hits[4].image_id),))
     assert more == list(searcher.reply(question, Wanted(no_self=True)).hits)
+
+
+def test_one_thing_stands_for_a_list_of_it(searcher: Searcher, photos: list[Path]) -> None:
+    asked, other = photos[:2]
+    wanted = searcher.search(asked, plus=[other], minus=[photos[2]], under=[photos[0].parent])
+    folder = photos[0].parent
+    for kind in (str, os.fsencode, Path):
+        one = searcher.search(asked, plus=kind(other), minus=kind(photos[2]), under=kind(folder))
+        assert one == wanted
+    assert wanted
+    image = searcher.search(other, 1)[0].image_id
+    by_path = searcher.search(asked, plus=[other])
+    assert searcher.search(asked, plus=image) == by_path
+    assert searcher.search(asked, plus=np.array([image])) == by_path
+    assert searcher.search(asked, plus=vector_like(searcher, other)) == by_path
