@@ -27,6 +27,11 @@ class Term:
         """The path or the words as text; bytes of a path that are no UTF-8 as surrogates."""
         return os.fsdecode(self.what)
 
+    @property
+    def is_path(self) -> bool:
+        """Whether it is a path, and not words."""
+        return isinstance(self.what, bytes)
+
     def example(self) -> Example:
         """Return what the search is asked."""
         if isinstance(self.what, bytes):

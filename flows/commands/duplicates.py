@@ -1,5 +1,6 @@
 """``lookalike duplicates``."""
 
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ import click
 from flows.commands.base import Command, absolute, json_option, opened
 from flows.commands.grouped import AsJson, AsText
 from flows.commands.show import count, printable
+from flows.commands.writing import check_apart
 
 if TYPE_CHECKING:
     from search.duplicate_report import Report
@@ -67,6 +69,9 @@ def command(
     """
     if typed["exact"] and (typed["near"] is not None or typed["space"] is not None):
         raise click.UsageError("--exact compares no vectors: leave out --near and --space")
+    if typed["near"] is not None and math.isnan(typed["near"]):
+        raise click.BadParameter("not a number", param_hint="'--near'")
+    check_apart({"--report": report, "--script": script})
     with ExitStack() as stack:
         catalog = stack.enter_context(opened(ctx))
         progress = _Shown("silent" if typed.pop("quiet") or as_json else "auto")

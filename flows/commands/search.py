@@ -10,6 +10,7 @@ import click
 from flows.commands.base import Command, absolute, json_option, settings_of
 from flows.commands.searching import PICTURES, odd_paths_line, terms_of, told
 from flows.commands.show import printable, write_json
+from flows.commands.writing import check_apart, check_beside
 
 if TYPE_CHECKING:
     from search.asked import Found
@@ -96,10 +97,12 @@ def command(
     from search.engine import Searcher
 
     out = _Outputs(**{name: typed.pop(name) for name in ("export", "sheet", "html")})
+    out.check()
     settings = settings_of(ctx, device=device).settings
     wanted = _wanted(typed)
     with Searcher(settings.home_(), space, device=settings.device) as searcher:
         found = _found(searcher, typed, wanted)
+        out.check_beside(found)
         for line in searcher.warnings:
             click.echo(f"lookalike: {printable(line)}", err=True)
     if as_json:
@@ -143,6 +146,19 @@ class _Outputs:
     export: str | None
     sheet: str | None
     html: str | None
+
+    def check(self) -> None:
+        """Refuse one file for two of them."""
+        check_apart(self._named())
+
+    def check_beside(self, found: "Sequence[Found]") -> None:
+        """Refuse to write over a picture that was asked for or found."""
+        pictures = [os.fsencode(term.what) for each in found for term in each.terms if term.is_path]
+        pictures += [path for each in found for hit in each.hits for path in hit.paths]
+        check_beside(self._named(), pictures)
+
+    def _named(self) -> dict[str, str | None]:
+        return {"--export": self.export, "--sheet": self.sheet, "--html": self.html}
 
     def write(self, found: "Sequence[Found]") -> None:
         """Write those that were asked for, and say so."""

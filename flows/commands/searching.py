@@ -24,19 +24,29 @@ def terms_of(typed: Sequence[str], sign: str, space: "SpaceInfo") -> "list[Term]
         It is neither.
     """
     from search.asked import Term
-    from search.errors import QueryError
 
     terms = []
     for text in typed:
-        if is_path(text):
-            terms.append(Term(absolute([text])[0], sign))
-            continue
-        from search.words import why_not
-
-        if why := why_not(space):
-            raise QueryError(f"{text}: there is no such file, and for words: {why}")
-        terms.append(Term(text, sign))
+        words = "" if os.path.lexists(text) else _words(text, space)
+        terms.append(Term(words or absolute([text])[0], sign))
     return terms
+
+
+def _words(text: str, space: "SpaceInfo") -> str:
+    """Return what was typed if it is taken as words; nothing if as the name of a file."""
+    from search.errors import QueryError
+    from search.words import why_not
+
+    why = why_not(space)
+    if not is_path(text):
+        if why or not text:
+            named = text or "''"
+            why = f"for words: {why}" if why else "there are no words"
+            raise QueryError(f"{named}: there is no such file, and {why}")
+        return text
+    if not why:
+        raise QueryError(f"{text}: there is no such file; if these are words, use --text")
+    return ""
 
 
 def is_path(text: str) -> bool:

@@ -534,3 +534,14 @@ class TestInterrupted:
         assert time.monotonic() - started < 10
         assert stderr.decode().splitlines()[-1] == "lookalike: interrupted"
         assert not list(tmp_path.glob("out*"))
+
+
+def test_report_and_script_are_two_files(store: Store, root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run(store, "--exact", "--report", str(out), "--script", str(out), code=2)
+    assert "--report and --script name one file" in done.stderr
+    assert not out.exists()
+
+
+def test_a_score_that_is_no_number_is_refused(store: Store, root: Path) -> None:
+    assert "'--near': not a number" in run(store, "--near", "nan", code=2).stderr

@@ -358,3 +358,36 @@ def test_the_help_shows_each_option_in_an_example_or_says_it() -> None:
             assert option.opts[-1] in text
     for word in ("--plus", "--minus", '"red car"', "--distinct", "--html", "--export", "--skip"):
         assert word in text.partition("Examples:")[2]
+
+
+class TestOutputs:
+    def test_each_has_a_file_of_its_own(self, shop: Path, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path)
+        outputs = ("--html", str(tmp_path / "hits"), "--export", str(tmp_path / "link/hits"))
+        done = search(shop, picture(shop, 0), *outputs)
+        assert done.exit_code == 2
+        assert "--export and --html name one file" in done.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+    @pytest.mark.parametrize("option", ["--export", "--sheet", "--html"])
+    @pytest.mark.parametrize("name", ["plain.jpg", "blur.jpg"])  # what is asked for, and a hit
+    def test_no_picture_is_written_over(
+        self, shop: Path, tmp_path: Path, option: str, name: str
+    ) -> None:
+        link = tmp_path / "link"
+        link.symlink_to(shop / "pictures")
+        before = Path(picture(shop, 0, name)).read_bytes()
+        out = str(link / "family-000" / name)
+        done = search(shop, picture(shop, 0), "--plus", picture(shop, 0), "-k", "50", option, out)
+        assert done.exit_code == 2
+        assert f"{option} names a picture of this search" in done.stderr
+        assert done.stdout == ""
+        assert Path(picture(shop, 0, name)).read_bytes() == before
+
+    def test_a_device_takes_several(self, shop: Path) -> None:
+        outputs = ("--export", os.devnull, "--html", os.devnull)
+        assert search(shop, picture(shop, 0), *outputs).exit_code == 0
+
+
+def test_nothing_typed_is_named_as_that(shop: Path) -> None:
+    assert refused(shop, "").startswith("'': there is no such file, and for words: ")

@@ -14,6 +14,7 @@ from PIL import Image
 from flows.cli import cli
 from flows.samples import draw_families
 from search.engine import Searcher
+from search.errors import QueryError
 from search.questions import Example, Question, direction
 from search.words import Words
 from storage.home import Home
@@ -74,6 +75,15 @@ def test_a_file_of_that_name_comes_first_unless_words_are_meant(
     assert found["query"] == str(tmp_path / WORDS)
     assert "words" not in found
     assert meant == words
+
+
+@pytest.mark.parametrize("typed", ["black/white cat", "cat.jpg"])
+def test_words_that_are_named_like_a_file_are_told_how_to_be_words(shop: Path, typed: str) -> None:
+    home = ("--home", str(shop / "home"))
+    with pytest.raises(QueryError) as error:
+        CliRunner().invoke(cli, [*home, "search", typed], catch_exceptions=False)
+    assert str(error.value) == f"{typed}: there is no such file; if these are words, use --text"
+    assert json.loads(search(shop, "--text", typed, "--json").stdout)[0]["words"] is True
 
 
 def test_sheets_and_tables_show_words(shop: Path, tmp_path: Path) -> None:
