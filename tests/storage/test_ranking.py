@@ -72,8 +72,8 @@ def test_only_as_many_are_asked_for_as_are_needed():
         return {row: 100 + row for row in rows if row not in (0, 2)}
 
     scores = -np.arange(200, dtype=np.float32)
-    first = Line(np.arange(200), scores, 200, 3, None)
-    other = Line(np.arange(100, 103), scores[:3], 3, 5, 101 + 100)
+    first = Line(np.arange(200), scores, 200, 3, frozenset())
+    other = Line(np.arange(100, 103), scores[:3], 3, 5, frozenset({101 + 100}))
     find_living([first, other], living)
     assert [hit.row for hit in first.hits] == [1, 3, 4, 5, 6, 7, 8, 9, 10][: len(first.hits)]
     assert len(first.hits) >= 3
