@@ -2,7 +2,12 @@
 
 The other side of each ratio is what nobody can do without: ``index.search`` of the same index with
 the same parameters and as many candidates, their vectors out of the memory maps, and the products
-with the query in numpy.  It asks no catalog and knows of no file.
+with the query in numpy.  It asks no catalog and knows of no file.  FAISS is called as it is, with
+one thread a query, where the program lets all of them share the lists of one; ``shared`` is FAISS
+told to do so too.
+
+Single questions are asked in blocks, one side after the other: each works with what it left in the
+processor's caches itself, as it does in a server.
 
     python benchmarks/queries.py --store /tmp/stores --json OUT
 """
@@ -11,13 +16,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 from filled import FOLDERS, Filled, filled, queries
@@ -39,7 +46,9 @@ SIZES = (100_000, 1_000_000)
 QUICK = (5_000,)
 BATCH = 1000
 BATCHES = 3
-ASKED = 300
+ASKED = 600
+BLOCK = 25
+"""Questions of one side before it is the other's turn."""
 FILTERED = 20
 NARROW = 5
 """Percent: what leaves less must be exact."""
@@ -64,6 +73,19 @@ class Plain:
         self._maps = [np.asarray(store.open(part)) for part in view.parts]
         self._starts = np.array([part.row_start for part in view.parts])
         self._searched = search_parameters(loaded.index, self.parameters)
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Let threads share the lists of a query."""
+        ivf: Any = faiss.try_extract_index_ivf(self._index)
+        if ivf is None:
+            yield
+            return
+        ivf.parallel_mode = 1
+        try:
+            yield
+        finally:
+            ivf.parallel_mode = 0
 
     def search(self, xq: FloatArray) -> list[tuple[RowArray, FloatArray]]:
         """Return the k nearest rows and their products, for each query."""
@@ -113,6 +135,7 @@ def main() -> None:
             took = time.perf_counter() - started
             print(f"{images:,} images: the store took {took:.0f} s", flush=True)
             with Searcher(store.home) as searcher:
+                searcher.prepare()
                 plain = Plain(searcher)
                 found = {"store_s": took, "factory": plain.factory, **plain.parameters}
                 found |= _one_by_one(store, searcher, plain, goals, quick=args.quick)
@@ -132,36 +155,24 @@ def _one_by_one(
     store: Filled, searcher: Searcher, plain: Plain, goals: list[Goal], *, quick: bool
 ) -> dict[str, Any]:
     """Ask single questions, by vector and by image, each of both sides in turns."""
-    asked = 30 if quick else ASKED
+    asked = 2 * BLOCK if quick else ASKED
     xq = queries(store, asked)
-    ids = np.random.default_rng(3).integers(1, store.images + 1, asked).tolist()
-    numbers = {"vector": iter(range(2 * asked)), "image": iter(range(2 * asked))}
-    figures: dict[str, Any] = {}
-
-    def by_vector(search: Callable[[FloatArray], object]) -> Callable[[], float]:
-        def ask() -> float:
-            at = next(numbers["vector"]) // 2
-            return _timed(lambda: search(xq[at : at + 1]))
-
-        return ask
-
-    def by_image(search: Callable[[int], object]) -> Callable[[], float]:
-        return lambda: _timed(lambda: search(ids[next(numbers["image"]) // 2]))
-
-    sides: dict[str, dict[str, Callable[[], float]]] = {
+    ids = np.random.default_rng(3).integers(1, store.images + 1, asked)
+    sides: dict[str, dict[str, Callable[[int], object]]] = {
         "vector": {
-            "plain": by_vector(plain.search),
-            "lookalike": by_vector(lambda q: searcher.search_vectors(q, K)),
+            "plain": lambda at: plain.search(xq[at : at + 1]),
+            "shared": lambda at: plain.search(xq[at : at + 1]),
+            "lookalike": lambda at: searcher.search_vectors(xq[at : at + 1], K),
         },
         "image": {
-            "plain": by_image(lambda i: plain.search(plain.gather(np.array([i - 1])))),
-            "lookalike": by_image(lambda i: searcher.search_image(i, K)),
+            "plain": lambda at: plain.search(plain.gather(ids[at : at + 1] - 1)),
+            "shared": lambda at: plain.search(plain.gather(ids[at : at + 1] - 1)),
+            "lookalike": lambda at: searcher.search_image(int(ids[at]), K),
         },
     }
-    for q in xq[:10]:
-        plain.search(q[None]), searcher.search_vectors(q[None], K)
+    figures: dict[str, Any] = {}
     for kind, ways in sides.items():
-        seconds = in_turns(ways, asked, say=False)
+        seconds = _in_blocks(ways, asked, plain)
         ratio = statistics.median(seconds["lookalike"]) / statistics.median(seconds["plain"])
         figures |= {f"{kind}_{who}_ms": _ms(values) for who, values in seconds.items()}
         goals.append(
@@ -172,10 +183,27 @@ def _one_by_one(
                 1.3,
                 higher_is_better=False,
                 note=f"{plain.factory}: {_ms(seconds['lookalike'])} ms against"
-                f" {_ms(seconds['plain'])} ms",
+                f" {_ms(seconds['plain'])} ms, {_ms(seconds['shared'])} ms with shared lists",
             )
         )
     return figures
+
+
+def _in_blocks(
+    ways: dict[str, Callable[[int], object]], asked: int, plain: Plain
+) -> dict[str, list[float]]:
+    """Return the seconds that each way takes for each question; all ask the same ones."""
+    seconds: dict[str, list[float]] = {who: [] for who in ways}
+
+    def block(who: str, start: int) -> None:
+        with plain.shared() if who == "shared" else nullcontext():
+            seconds[who] += [_timed(partial(ways[who], at)) for at in range(start, start + BLOCK)]
+
+    for start in range(0, asked, BLOCK):
+        turn = start // BLOCK % len(ways)
+        for who in [*list(ways)[turn:], *list(ways)[:turn]]:  # who goes first changes
+            block(who, start)
+    return seconds
 
 
 def _in_batches(

@@ -149,14 +149,16 @@ class _Round:
 def _hit(neighbour: Neighbour, files: Sequence[Holder], places: Sequence[bytes]) -> Hit:
     """Return the hit, shown by its first file; or by its first one where it was looked for."""
     first = named = files[0]
+    paths: tuple[bytes, ...] = (first.path,)
     if len(files) > 1:
+        paths = tuple(dict.fromkeys([file.path for file in files]))
         if places:
             first = next((file for file in files if file.is_at(places)), first)
         named = next((file for file in (first, *files) if file.id or file.label), first)
     return Hit(
         score=neighbour.score,
         path=first.path,
-        paths=tuple(dict.fromkeys([file.path for file in files])),
+        paths=paths,
         image_id=neighbour.image_id,
         row=neighbour.row,
         id=named.id,

@@ -12,6 +12,7 @@ from search.answers import Answer, Hit
 from search.asking import Answers, Outcome
 from search.decoders import Decoders
 from search.examples import Asked, Examples
+from search.garbage import settle
 from search.gathering import Gathering
 from search.pictures import Pictures
 from search.questions import Example, Exemplary, Question, Reply, Wanted
@@ -205,6 +206,8 @@ class Searcher:
     def prepare(self, *, model: bool = False) -> None:
         """Open index and parts, and the space's network, so that the first question is quick.
 
+        For processes that live on it: see `search.garbage.settle`.
+
         Raises
         ------
         StorageError, ExtractorError
@@ -215,6 +218,7 @@ class Searcher:
         self.search_vectors(xq, 1)
         if model:
             self._pictures.network.open()
+        settle()
 
     def close(self) -> None:
         """Close the catalog."""

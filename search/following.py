@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -187,8 +188,9 @@ class Follower:
 
     def _opened(self, *, model: bool) -> Searcher:
         searcher = Searcher(self.home, self.name, device=self.device, decoders=self._decoders)
-        with suppress(Exception):  # whoever asks meets the trouble, and can say it
-            searcher.prepare(model=model)
+        # FAISS's threads belong to the one that calls it, and with two such teams both are slower.
+        with ThreadPoolExecutor(1) as passing:
+            passing.submit(searcher.prepare, model=model)  # whoever asks next meets its trouble
         return searcher
 
     def _give_back(self, held: _Held) -> None:

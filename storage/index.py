@@ -9,6 +9,7 @@ I positions.
 """
 
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -39,6 +40,10 @@ RowArray = npt.NDArray[np.int64]
 
 # FAISS's type stubs lack its writers and the fields of its search parameters.
 _faiss: Any = faiss
+
+
+_QUERIES, _LISTS = 0, 1
+"""What threads share: ``IndexIVF.parallel_mode``."""
 
 
 class SelectorRefused(StorageError):
@@ -131,13 +136,47 @@ def search_index(
     if xq.ndim != 2 or xq.shape[1] != index.d:
         raise ValueError(f"the index has dimension {index.d}, the queries are {xq.shape}")
     k = min(k, index.ntotal)
-    try:
-        D, I = index.search(xq, k, params=search_parameters(index, parameters, selector))  # noqa: E741, N806
-    except RuntimeError as error:
-        if selector is not None:
-            raise SelectorRefused(f"{type(index).__name__} takes no selector") from error
-        D, I = index.search(xq, k)  # noqa: E741, N806 - kinds that take no parameters at all
+    with _UNDER_WAY as others:
+        _share_out(index, len(xq), others)
+        try:
+            D, I = index.search(xq, k, params=search_parameters(index, parameters, selector))  # noqa: E741, N806
+        except RuntimeError as error:
+            if selector is not None:
+                raise SelectorRefused(f"{type(index).__name__} takes no selector") from error
+            D, I = index.search(xq, k)  # noqa: E741, N806 - kinds that take no parameters at all
     return D, I
+
+
+class _UnderWay:
+    """Counts the searches of this process; entering says how many others there are."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def __enter__(self) -> int:
+        with self._lock:
+            self._count += 1
+            return self._count - 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._count -= 1
+
+
+_UNDER_WAY = _UnderWay()
+
+
+def _share_out(index: faiss.Index, nq: int, others: int) -> None:
+    """Let threads share the lists of each query, where queries and other searches are few.
+
+    By itself FAISS gives whole queries to threads, so a single one has a single thread.  Both ways
+    find the same, and a search that another thread is at meanwhile ends well either way.
+    """
+    ivf: Any = faiss.try_extract_index_ivf(index)
+    if ivf is not None:
+        few = not others and nq < faiss.omp_get_max_threads()
+        ivf.parallel_mode = _LISTS if few else _QUERIES
 
 
 def only(positions: RowArray) -> faiss.IDSelector:

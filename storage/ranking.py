@@ -5,7 +5,7 @@ only where too few of those live.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,7 @@ _MORE = 4
 """By so much more than are lacking the catalog is asked once some were dead."""
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbour:
+class Neighbour(NamedTuple):
     """One image near a query; the score is the cosine."""
 
     row: int

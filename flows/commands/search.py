@@ -95,12 +95,14 @@ def command(
     if not typed["queries"] and not typed["texts"]:
         raise click.MissingParameter(ctx=ctx, param_hint="'IMAGE...'", param_type="argument")
     from search.engine import Searcher
+    from search.garbage import settle
 
     out = _Outputs(**{name: typed.pop(name) for name in ("export", "sheet", "html")})
     out.check()
     settings = settings_of(ctx, device=device).settings
     wanted = _wanted(typed)
     with Searcher(settings.home_(), space, device=settings.device) as searcher:
+        settle()
         found = _found(searcher, typed, wanted)
         out.check_beside(found)
         for line in searcher.warnings:

@@ -221,6 +221,25 @@ def test_a_read_sees_one_state_while_others_write(catalog: Catalog) -> None:
         assert len(reading.execute(select(Root.path)).all()) == 1
 
 
+def test_a_connection_is_read_with_again_unless_something_went_wrong(home: Home) -> None:
+    Catalog.open(home, write=True).close()
+    with Catalog.open(home, write=False) as catalog:
+
+        def connection() -> Connection:
+            with catalog.read() as conn:
+                return conn
+
+        first = connection()
+        assert connection() is first
+        with catalog.read() as conn, catalog.read() as other:
+            assert conn is first is not other
+        with pytest.raises(CatalogError, match="damaged"), catalog.read() as conn:
+            raise json.JSONDecodeError("no JSON", "", 0)
+        assert conn.closed
+    assert first.closed
+    assert other.closed
+
+
 def test_writers_take_turns(catalog: Catalog) -> None:
     with catalog.write() as conn:
         conn.execute(insert(Root).values(_root()))
@@ -361,7 +380,7 @@ def test_a_full_disk_loses_only_what_was_not_committed(home: Home) -> None:
     with Catalog.open(home, write=True) as catalog:
         with catalog.write() as conn:
             conn.execute(insert(Root).values(_root()))
-        with catalog.read() as conn:
+        with catalog.write() as conn:
             pages = conn.exec_driver_sql("PRAGMA page_count").scalar_one()
             conn.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(DiskFull, match="disk is full; free some"), catalog.write() as conn:

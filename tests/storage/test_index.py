@@ -5,6 +5,7 @@ import faiss
 import numpy as np
 import pytest
 
+import storage.index
 from storage.build import build
 from storage.errors import IndexFileError, SpaceError, StorageError
 from storage.index import (
@@ -149,6 +150,26 @@ def test_more_than_there_are_are_not_asked_for(vectors, x):
     index = build(vectors, np.arange(7), IndexSpec("SQ8"))
     _, positions = search_index(index, {}, x[:2], 50)
     assert [sorted(line) for line in positions.tolist()] == [list(range(7))] * 2
+
+
+def test_threads_share_the_lists_of_few_queries_and_find_the_same(built, x, request):
+    request.addfinalizer(lambda: faiss.omp_set_num_threads(1))
+    index = built("IVF64,SQ8")
+    ivf = faiss.try_extract_index_ivf(index)
+    alone = search_index(index, {}, x[:8], K)
+    assert ivf.parallel_mode == 0
+
+    faiss.omp_set_num_threads(4)
+    shared = [search_index(index, {}, x[at : at + 1], K) for at in range(8)]
+    assert ivf.parallel_mode == 1
+    for at in range(2):
+        assert np.array_equal(np.concatenate([one[at] for one in shared]), alone[at])
+
+    search_index(index, {}, x[:4], K)
+    assert ivf.parallel_mode == 0, "each thread has a query"
+    with storage.index._UNDER_WAY:
+        search_index(index, {}, x[:1], K)
+    assert ivf.parallel_mode == 0, "the threads have another search to do"
 
 
 def test_queries_of_another_dimension_are_refused(built):
