@@ -91,7 +91,7 @@ class Examples:
 
     def _meant(self, examples: Sequence[Example]) -> list[Meant]:
         queries = self._queries(examples)
-        fresh = iter(self._pictures.fresh(list(queries.values())))
+        fresh = iter(self._pictures.fresh(list(queries.values())) if queries else ())
         said = [example.words for example in examples if example.words is not None]
         heard = iter(self._texts.ask(None, said) if said else ())
         found = []
@@ -109,14 +109,15 @@ class Examples:
 
     def _queries(self, examples: Sequence[Example]) -> dict[int, Query]:
         """Return the pictures among the examples, by their places."""
-        paths = {at: one.path for at, one in enumerate(examples) if one.path is not None}
-        at_paths = dict(zip(paths, self._pictures.at(list(paths.values())), strict=True))
-        of_bytes = {
+        queries = {
             at: self._pictures.of_bytes(one.data)
             for at, one in enumerate(examples)
             if one.data is not None
         }
-        return at_paths | of_bytes
+        paths = {at: one.path for at, one in enumerate(examples) if one.path is not None}
+        if paths:
+            queries |= zip(paths, self._pictures.at(list(paths.values())), strict=True)
+        return queries
 
     def _of_words(self, _: None, texts: Sequence[str]) -> list[FloatArray]:
         from search.words import Words
