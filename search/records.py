@@ -13,7 +13,7 @@ from storage.paths import files_at
 from storage.prepared import Prepared
 from storage.roots import inside
 from storage.slices import sliced
-from storage.tables import File, Image, Root, Space, Vector
+from storage.tables import File, Image, Part, Root, Space, Vector
 
 _AT_ONCE = 50_000
 """Images looked up by one statement."""
@@ -91,9 +91,12 @@ _NAMED = Prepared(lambda _: select(Space.id).where(Space.name == bindparam("name
 
 
 def vectors_in(conn: Connection, space_id: int) -> int:
-    """Return how many images have a vector in a space."""
-    count = select(func.count()).where(Vector.space_id == space_id)
-    return conn.execute(count).scalar_one()
+    """Return how many vectors the parts of a space hold, dead ones included.
+
+    At once, whatever their number: whoever watches a server asks every few seconds.
+    """
+    n = select(func.coalesce(func.sum(Part.n), 0))
+    return int(conn.execute(n.where(Part.space_id == space_id, Part.state == "live")).scalar_one())
 
 
 def is_known(conn: Connection, path: bytes) -> bool:

@@ -288,7 +288,7 @@ class TestStore:
         store.index(tree, store.space())
         [hit] = server.ask({"vector": vector, "k": 1})[1]["hits"]
         assert (hit["path"], round(hit["score"], 5)) == (str(path), 1)
-        assert get(server, "/healthz") == {"space": "known", "dim": DIM, "vectors": 13}
+        assert get(server, "/healthz") == {"space": "known", "dim": DIM, "vectors": 14}
 
     def test_a_publish_drops_no_question(self, server: Running, store: Store) -> None:
         wanted = server.ask({"image_id": 1})
@@ -384,7 +384,7 @@ class TestItself:
     def test_it_counts_what_it_answers(self, server: Running, store: Store) -> None:
         name = "lookalike_requests_total"
         before = self.metrics(server)
-        assert before["lookalike_vectors", ("known",)] == 12
+        assert before["lookalike_vectors", ("known",)] == 13
         assert before["lookalike_generation", ("known",)] == 0
         assert before["lookalike_model_loaded", ()] == 0
         server.ask({"image_id": 1})

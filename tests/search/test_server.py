@@ -100,7 +100,7 @@ def test_a_name_that_is_not_utf8_comes_through(server: Running, store: Store, tr
 
 
 def test_health_names_the_space_and_counts_its_vectors(server: Running, store: Store) -> None:
-    health = {"space": "known", "dim": DIM, "vectors": 12}
+    health = {"space": "known", "dim": DIM, "vectors": 13}  # one of them is dead
     assert server.ask(path="/healthz") == (200, health)
     assert server.ask(path="/healthz", method="HEAD") == (200, None)
     drop_space(store.catalog, store.lease, "known")
