@@ -31,6 +31,7 @@ from filled import FOLDERS, Filled, filled, queries
 from report import Goal, finish, in_turns, median_ratio, parser
 
 from search.engine import Searcher
+from search.garbage import settle
 from storage.candidates import fetch_width
 from storage.dead import rows_at
 from storage.generation import load_generation
@@ -136,6 +137,7 @@ def main() -> None:
             print(f"{images:,} images: the store took {took:.0f} s", flush=True)
             with Searcher(store.home) as searcher:
                 searcher.prepare()
+                settle()  # as a server does, and the command
                 plain = Plain(searcher)
                 found = {"store_s": took, "factory": plain.factory, **plain.parameters}
                 found |= _one_by_one(store, searcher, plain, goals, quick=args.quick)

@@ -12,7 +12,6 @@ from search.answers import Answer, Hit
 from search.asking import Answers, Outcome
 from search.decoders import Decoders
 from search.examples import Asked, Examples
-from search.garbage import settle
 from search.gathering import Gathering
 from search.pictures import Pictures
 from search.questions import Example, Exemplary, Question, Reply, Wanted
@@ -206,8 +205,6 @@ class Searcher:
     def prepare(self, *, model: bool = False) -> None:
         """Open index and parts, and the space's network, so that the first question is quick.
 
-        For processes that live on it: see `search.garbage.settle`.
-
         Raises
         ------
         StorageError, ExtractorError
@@ -218,7 +215,6 @@ class Searcher:
         self.search_vectors(xq, 1)
         if model:
             self._pictures.network.open()
-        settle()
 
     def close(self) -> None:
         """Close the catalog."""

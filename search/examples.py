@@ -3,10 +3,9 @@
 Threads may share what is here.
 """
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +14,8 @@ from search.errors import VectorError
 from search.gathering import Gathering
 from search.pictures import Pictures, Query
 from search.questions import Example, Question
+from search.words import Words
 from storage.vectors import UNIT_TOLERANCE
-
-if TYPE_CHECKING:
-    from search.words import Words
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -66,10 +63,7 @@ class Examples:
     def __init__(self, pictures: Pictures, device: str) -> None:
         self._pictures = pictures
         self._space = pictures.space
-        self._device = device
-        self._words: Words | None = None
-        self._opening = threading.Lock()
-        self._texts: Gathering[None, str, FloatArray] = Gathering(self._of_words)
+        self._texts = Gathering(partial(_of_words, Words(self._space, device)))
 
     def asked(self, questions: Sequence[Question]) -> list[Asked]:
         """Return the questions by images and vectors.
@@ -119,14 +113,6 @@ class Examples:
             queries |= zip(paths, self._pictures.at(list(paths.values())), strict=True)
         return queries
 
-    def _of_words(self, _: None, texts: Sequence[str]) -> list[FloatArray]:
-        from search.words import Words
-
-        with self._opening:
-            if self._words is None:
-                self._words = Words(self._space, self._device)
-        return list(self._words.of(texts))
-
     def _checked(self, vector: FloatArray) -> FloatArray:
         x = np.asarray(vector, dtype=np.float32)
         dim, name = self._space.dim, self._space.name
@@ -137,3 +123,8 @@ class Examples:
         if not abs(norm - 1) < UNIT_TOLERANCE:
             raise VectorError(f"the vector has norm {norm:.6g}, it must be 1")
         return x
+
+
+# Not a method: a cycle would keep the network of a space that nobody asks any more.
+def _of_words(words: Words, _: None, texts: Sequence[str]) -> list[FloatArray]:
+    return list(words.of(texts))

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -70,7 +71,7 @@ class Pictures:
         self.space = space
         self._decoders = decoders
         self.network = Vectors(space, device, catalog.home)
-        self._forwards: Gathering[None, tuple[Pixels, str], FloatArray] = Gathering(self._forward)
+        self._forwards = Gathering(partial(_forward, self.network))
 
     def at(self, paths: Sequence[bytes]) -> list[Query]:
         """Look files up by content, and decode those that the space does not know.
@@ -117,9 +118,6 @@ class Pictures:
             return np.empty((0, self.space.dim), np.float32)
         return np.stack(self._forwards.ask(None, run))
 
-    def _forward(self, _: None, run: Sequence[tuple[Pixels, str]]) -> list[FloatArray]:
-        return list(self.network.of([pixels for pixels, _ in run], [name for _, name in run]))
-
     def _known(self, digests: Sequence[bytes | None]) -> list[Known | None]:
         """Return for each digest the image that has it, where that has a vector."""
         there = [digest for digest in digests if digest is not None]
@@ -156,3 +154,8 @@ class Pictures:
             kind = NoMemory if got.transient else QueryError
             raise kind(f"the picture: {got.message}")
         return got
+
+
+# Not a method: a cycle would keep the network of a space that nobody asks any more.
+def _forward(network: Vectors, _: None, run: Sequence[tuple[Pixels, str]]) -> list[FloatArray]:
+    return list(network.of([pixels for pixels, _ in run], [name for _, name in run]))

@@ -1,5 +1,6 @@
 """From a picture that was never indexed to a vector of a space."""
 
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -92,8 +93,11 @@ class Vectors:
 
     def _open(self) -> "Engine":
         if self._engine is None:
+            if "torch" not in sys.modules:
+                import extractor.engine  # noqa: F401 - most of all objects are torch's
+
+                settle()
             self._engine = open_engine(self.space, self.device, home=self.home)
-            settle()  # torch makes most of all objects
         return self._engine
 
 

@@ -19,6 +19,7 @@ from search.document import document
 from search.door import HEAD_BYTES, Address, Door, refuse_open, wants_page
 from search.errors import ServeError
 from search.following import Follower
+from search.garbage import settle
 from search.headers import Outside
 from search.metrics import Metrics
 from search.pages import add_pages
@@ -152,6 +153,7 @@ def serve(follower: Follower, address: Address, *, announce: Say, say: Say) -> N
     app = make_app(follower, address, say=say, limits=limits)
     listening = _listen(address)
     threading.Thread(target=_tidy, args=(follower,), daemon=True).start()
+    settle()
     with listening:
         announce(_url(address.host, listening.getsockname()[1]))
         try:

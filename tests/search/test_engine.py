@@ -1,6 +1,8 @@
+import gc
 import json
 import os
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -300,3 +302,18 @@ def test_a_new_picture_is_run_through_the_network(store: Store, tree: Path, tmp_
         assert np.allclose([hit.score for hit in answer.hits], best, atol=2e-5)
     assert os.fsencode(known[0]) not in [path for hit in answers[1].hits for path in hit.paths]
     assert "torch" in sys.modules
+
+
+def test_a_closed_searcher_goes_without_the_garbage_collector(store: Store, tree: Path) -> None:
+    """A server settles its objects, and none of them is then found in a cycle."""
+    store.index(tree, store.space())
+    gc.disable()
+    try:
+        with Searcher(store.catalog.home) as searcher:
+            searcher.search_vectors(np.stack([vector_of(digest_of(tree / "a/0.png"))]), 3)
+            parts = (searcher, searcher._answers.lookup, searcher._pictures.network)
+            held = [weakref.ref(part) for part in parts]
+        del searcher, parts
+        assert [one() for one in held] == [None] * 3
+    finally:
+        gc.enable()
