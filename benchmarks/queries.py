@@ -156,7 +156,7 @@ def _timed(call: Callable[[], object]) -> float:
 def _one_by_one(
     store: Filled, searcher: Searcher, plain: Plain, goals: list[Goal], *, quick: bool
 ) -> dict[str, Any]:
-    """Ask single questions, by vector and by image, each of both sides in turns."""
+    """Ask single questions, by vector and by image, each of the three ways in blocks."""
     asked = 2 * BLOCK if quick else ASKED
     xq = queries(store, asked)
     ids = np.random.default_rng(3).integers(1, store.images + 1, asked)

@@ -130,7 +130,7 @@ class Api:
         return answer({"armed": await self._desk.change(partial(_armed, asked.space))})
 
     async def health(self, _: Request) -> Response:
-        """Say which space answers, and how many vectors it has."""
+        """Say which space answers, and how many vectors it holds."""
         return answer(await self._desk.health())
 
     async def _listed(

@@ -85,7 +85,8 @@ class Examples:
 
     def _meant(self, examples: Sequence[Example]) -> list[Meant]:
         queries = self._queries(examples)
-        fresh = iter(self._pictures.fresh(list(queries.values())) if queries else ())
+        asked = [queries[at] for at in sorted(queries)]
+        fresh = iter(self._pictures.fresh(asked) if asked else ())
         said = [example.words for example in examples if example.words is not None]
         heard = iter(self._texts.ask(None, said) if said else ())
         found = []

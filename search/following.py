@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -128,7 +128,7 @@ class Follower:
         return get_space(self._catalog, self.name)
 
     def health(self) -> tuple[SpaceInfo, int]:
-        """Return the space that is to be asked now, and the number of its vectors; `SpaceError`."""
+        """Return the space that is to be asked now, and how many vectors it holds; `SpaceError`."""
         space = self.space()
         with self._catalog.read() as conn:
             return space, vectors_in(conn, space.id)
@@ -189,7 +189,7 @@ class Follower:
     def _opened(self, *, model: bool) -> Searcher:
         searcher = Searcher(self.home, self.name, device=self.device, decoders=self._decoders)
         # FAISS's threads belong to the one that calls it, and with two such teams both are slower.
-        with ThreadPoolExecutor(1) as passing:
+        with suppress(RuntimeError), ThreadPoolExecutor(1) as passing:  # no thread to be had
             passing.submit(searcher.prepare, model=model)  # whoever asks next meets its trouble
         return searcher
 

@@ -1,6 +1,5 @@
 """From a picture that was never indexed to a vector of a space."""
 
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search.errors import QueryError
-from search.garbage import settle
+from search.garbage import bring
 from storage.errors import SpaceError
 from storage.home import Home
 from storage.spaces import SpaceInfo, fingerprint
@@ -93,10 +92,7 @@ class Vectors:
 
     def _open(self) -> "Engine":
         if self._engine is None:
-            if "torch" not in sys.modules:
-                import extractor.engine  # noqa: F401 - most of all objects are torch's
-
-                settle()
+            bring("torch")
             self._engine = open_engine(self.space, self.device, home=self.home)
         return self._engine
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search.errors import NoWords, QueryError
+from search.garbage import bring
 from search.query import check_same
 from storage.spaces import SpaceInfo
 
@@ -134,6 +135,7 @@ def open_tower(space: SpaceInfo, device: str = "auto") -> "TextTower":
     why = why_not(space)
     if why:
         raise NoWords(why)
+    bring("torch")
     from extractor import clip_networks, weights
     from extractor.device import choose_device
     from extractor.errors import WeightsError

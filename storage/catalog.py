@@ -1,5 +1,6 @@
 """The catalog: read and written in transactions."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Self
@@ -52,6 +53,8 @@ class Catalog:
         self.writable = writable
         self._where = where(home)
         self._kept: list[Connection] = []
+        self._keeping = threading.Lock()
+        self._closed = False
         if self.dialect == "sqlite":
             self._reading, self._writing = _sqlite_modes(engine)
         else:
@@ -127,20 +130,20 @@ class Catalog:
         alone knows whether a server is still there, so this is for SQLite.
         """
         with plain_errors(self._where):
-            try:
-                conn = self._kept.pop()
-            except IndexError:
-                conn = self._reading.connect()
+            with self._keeping:
+                conn = self._kept.pop() if self._kept else None
+            conn = conn or self._reading.connect()
             try:
                 with conn.begin():
                     yield conn
             except BaseException:
                 conn.close()
                 raise
-            if len(self._kept) < _KEPT:
-                self._kept.append(conn)
-            else:
-                conn.close()
+            with self._keeping:
+                if not self._closed and len(self._kept) < _KEPT:
+                    self._kept.append(conn)
+                    return
+            conn.close()
 
     def now(self, conn: Connection) -> float:
         """Return the database's clock, seconds since 1970."""
@@ -148,8 +151,11 @@ class Catalog:
 
     def close(self) -> None:
         """Close all connections."""
-        while self._kept:
-            self._kept.pop().close()
+        with self._keeping:
+            self._closed = True
+            kept, self._kept = self._kept, []
+        for conn in kept:
+            conn.close()
         self.engine.dispose()
 
     def __enter__(self) -> Self:

@@ -13,6 +13,7 @@ from search import Searcher
 from search.answers import Answer
 from search.errors import QueryError
 from search.query import check_same
+from search.questions import Example, Question, Wanted
 from storage.errors import CatalogError, RootError, SpaceError
 from storage.home import Home
 from storage.spaces import ensure_space
@@ -296,6 +297,12 @@ def test_a_new_picture_is_run_through_the_network(store: Store, tree: Path, tmp_
     with Searcher(store.catalog.home, device="cpu") as searcher:
         answers = searcher.search_paths([os.fsencode(path) for path in queries], 5, no_self=True)
         again = searcher.search_paths([os.fsencode(new[0])], 5)
+        sorts = [Example(path=os.fsencode(new[0])), Example(data=new[1].read_bytes())]
+        both = searcher.replies([Question((sort,)) for sort in sorts], Wanted(5))
+        turned = searcher.replies([Question((sort,)) for sort in sorts[::-1]], Wanted(5))
+        apart = searcher.search_paths([os.fsencode(path) for path in new], 5)
+    assert [reply.hits for reply in both] == [reply.hits for reply in turned[::-1]]
+    assert [reply.hits for reply in both] == [answer.hits for answer in apart]
     assert again[0].hits == answers[0].hits
     for query, answer in ((new[0], answers[0]), (new[1], answers[2])):
         best = np.unique(np.sort(x @ vectors([query])[0])[::-1].round(5))[::-1][:5]

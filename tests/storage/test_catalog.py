@@ -236,8 +236,11 @@ def test_a_connection_is_read_with_again_unless_something_went_wrong(home: Home)
         with pytest.raises(CatalogError, match="damaged"), catalog.read() as conn:
             raise json.JSONDecodeError("no JSON", "", 0)
         assert conn.closed
+        with catalog.read() as late:
+            catalog.close()
     assert first.closed
     assert other.closed
+    assert late.closed
 
 
 def test_writers_take_turns(catalog: Catalog) -> None:
