@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import Connection, delete, exists, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, select, update
 
 from storage.catalog import Catalog
 from storage.dead import DEAD_SHARE, entered_rows, held
 from storage.leases import Lease, check_lease
 from storage.publish import withdraw
-from storage.reading import open_store, snapshot_in
+from storage.reading import RowArray, open_store, snapshot_in
 from storage.runs import claim, release
 from storage.slices import sliced
 from storage.spaces import SpaceInfo
@@ -28,6 +28,8 @@ from storage.vectors import PartInfo, PartWritten, VectorStore
 KEPT = ("live", "missing")
 """Files in these states keep the rows of their images."""
 SMALL_ROWS = 4096
+PAGE = 5_000
+"""Unused images that one transaction deletes."""
 GROUP_BYTES = 128 << 20
 
 
@@ -47,8 +49,8 @@ class _Group:
     """Neighbouring parts that become one, or none where no row of theirs is kept."""
 
     parts: tuple[PartInfo, ...]
-    kept: tuple[int, ...] | None
-    """Ascending; None is every row."""
+    states: tuple[str, ...] | None
+    """Rows are kept whose image a file in one of these states holds; None: every row."""
     precision: str
     """Of all the parts: each that is among them, or that one is not known."""
 
@@ -96,28 +98,16 @@ def compact_unentered(catalog: Catalog, lease: Lease, space: SpaceInfo) -> int:
     """Rewrite the parts that hold rows which are no image's vector; return how many rows went."""
     with catalog.read() as conn:
         parts = parts_with_unentered(conn, space)
-        groups = [
-            _Group((part,), _kept_rows(conn, space.id, part, KEPT), _precision(conn, (part,)))
-            for part in parts
-        ]
+        groups = [_Group((part,), KEPT, _precision(conn, (part,))) for part in parts]
     return _rewrite(catalog, lease, space, parts, groups).rows_dropped
 
 
-def _kept_rows(
-    conn: Connection, space_id: int, part: PartInfo, states: Sequence[str]
-) -> tuple[int, ...]:
-    """Return the rows of a part whose image a file in one of the states holds, ascending."""
-    query = (
-        select(Vector.row)
-        .where(
-            Vector.space_id == space_id,
-            Vector.row >= part.row_start,
-            Vector.row < part.row_end,
-            held(states),
-        )
-        .order_by(Vector.row)
-    )
-    return tuple(conn.execute(query).scalars())
+def _kept(
+    space: SpaceInfo, parts: Sequence[PartInfo], states: Sequence[str]
+) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions on neighbouring parts' rows: a file in one of the states holds it."""
+    first, end = parts[0].row_start, parts[-1].row_end
+    return Vector.space_id == space.id, Vector.row >= first, Vector.row < end, held(states)
 
 
 def _precision(conn: Connection, parts: Sequence[PartInfo]) -> str:
@@ -134,20 +124,24 @@ def _plan(
 ) -> list[_Group]:
     item = space.dim * (2 if space.dtype == "float16" else 4)
     states = ("live",) if force else KEPT
-    kept = {part.id: _kept_rows(conn, space.id, part, states) for part in parts}
+    kept = {
+        part.id: conn.execute(
+            select(func.count()).where(*_kept(space, (part,), states))
+        ).scalar_one()
+        for part in parts
+    }
     total = sum(part.n for part in parts)
-    dead = total - sum(len(rows) for rows in kept.values())
+    dead = total - sum(kept.values())
     drop = bool(dead) and (force or dead > DEAD_SHARE * total)
 
     def worth(part: PartInfo) -> bool:
-        return part.n < SMALL_ROWS or (drop and len(kept[part.id]) < part.n)
+        return part.n < SMALL_ROWS or (drop and kept[part.id] < part.n)
 
-    groups = []
-    for group in _neighbours(parts, worth, GROUP_BYTES // item):
-        rows = tuple(row for part in group for row in kept[part.id])
-        if len(group) > 1 or (drop and len(rows) < group[0].n):
-            groups.append(_Group(group, rows if drop else None, _precision(conn, group)))
-    return groups
+    return [
+        _Group(group, states if drop else None, _precision(conn, group))
+        for group in _neighbours(parts, worth, GROUP_BYTES // item)
+        if len(group) > 1 or (drop and kept[group[0].id] < group[0].n)
+    ]
 
 
 def _neighbours(
@@ -176,8 +170,9 @@ def _rewrite(
     store = open_store(catalog, space)
     dropped, saved, after = 0, 0, len(parts)
     for group in groups:
-        written = None if group.kept == () else _write(store, lease, group)
-        _swap(catalog, lease, space, group, written)
+        kept = _kept_rows(catalog, space, group)
+        written = _write(store, lease, group, kept) if kept is None or len(kept) else None
+        _swap(catalog, lease, space, group, kept, written)
         dropped += sum(part.n for part in group.parts) - (written.n if written else 0)
         saved += sum(part.size_bytes for part in group.parts) - (
             written.size_bytes if written else 0
@@ -187,14 +182,22 @@ def _rewrite(
     return CompactResult(len(parts), after, dropped, before, before - saved)
 
 
-def _write(store: VectorStore, lease: Lease, group: _Group) -> PartWritten:
+def _kept_rows(catalog: Catalog, space: SpaceInfo, group: _Group) -> RowArray | None:
+    """Return the rows that a group keeps, ascending; None is every row."""
+    if group.states is None:
+        return None
+    with catalog.read() as conn:
+        rows = select(Vector.row).where(*_kept(space, group.parts, group.states))
+        return np.array(conn.execute(rows.order_by(Vector.row)).scalars().all(), np.int64)
+
+
+def _write(store: VectorStore, lease: Lease, group: _Group, kept: RowArray | None) -> PartWritten:
     vectors, digests, rows = [], [], []
     for part in group.parts:
         store.refuse_damaged(part)  # the new part's checksum would vouch for what is wrong
         own = store.rows(part)
         inside = np.arange(len(own))
-        if group.kept is not None:
-            kept = np.asarray(group.kept, np.int64)
+        if kept is not None:
             inside = np.flatnonzero(np.isin(own, kept, assume_unique=True))
         vectors.append(np.asarray(store.open(part)[inside], np.float32))
         digests += [bytes(digest) for digest in store.digests(part)[inside]]
@@ -215,7 +218,12 @@ def _write(store: VectorStore, lease: Lease, group: _Group) -> PartWritten:
 
 
 def _swap(
-    catalog: Catalog, lease: Lease, space: SpaceInfo, group: _Group, written: PartWritten | None
+    catalog: Catalog,
+    lease: Lease,
+    space: SpaceInfo,
+    group: _Group,
+    kept: RowArray | None,
+    written: PartWritten | None,
 ) -> None:
     """Put the new part in the place of the old ones, in one transaction.
 
@@ -228,11 +236,11 @@ def _swap(
         for ids in sliced([part.id for part in group.parts]):
             gone = {"state": "replaced", "replaced_at": now}
             conn.execute(update(Part).where(Part.id.in_(ids)).values(gone))
-        if group.kept is not None:
+        if kept is not None:
             within = (Vector.space_id == space.id, Vector.row >= first, Vector.row < end)
-            kept = set(group.kept)
+            stay = set(kept.tolist())
             entered = conn.execute(select(Vector.row).where(*within)).scalars()
-            for rows in sliced([row for row in entered if row not in kept]):
+            for rows in sliced([row for row in entered if row not in stay]):
                 gone_rows = (Vector.space_id == space.id, Vector.row.in_(rows))
                 conn.execute(delete(Vector).where(*gone_rows))
         if written is not None:
@@ -249,15 +257,29 @@ def _sweep(catalog: Catalog, lease: Lease, space: SpaceInfo) -> None:
         ids = list(conn.execute(select(Image.id).where(*unused)).scalars())
     with catalog.write() as conn:
         check_lease(conn, lease)
-        # No commit in any space gives a file one of these images meanwhile.
-        conn.execute(select(Space.id).order_by(Space.id).with_for_update()).all()
         if conn.execute(entered).first() is None:
             withdraw(conn, space.id, catalog.now(conn))
-        for some in sliced(ids):
-            gone = select(Image.digest).where(Image.id.in_(some), *unused)
-            of_digest = (Failure.stage != "read", Failure.digest.in_(gone))
-            conn.execute(delete(Failure).where(*of_digest))
-            conn.execute(delete(Image).where(Image.id.in_(some), *unused))
+    for some in sliced(ids, PAGE):  # others wait for a moment, not for a million images
+        with catalog.write() as conn:
+            check_lease(conn, lease)
+            # No commit in any space gives a file one of these images meanwhile.
+            lock_spaces(conn)
+            _delete_unused(conn, some, unused)
+
+
+def _delete_unused(
+    conn: Connection, images: Sequence[int], unused: Sequence[ColumnElement[bool]]
+) -> None:
+    for some in sliced(images):
+        gone = select(Image.digest).where(Image.id.in_(some), *unused)
+        of_digest = (Failure.stage != "read", Failure.digest.in_(gone))
+        conn.execute(delete(Failure).where(*of_digest))
+        conn.execute(delete(Image).where(Image.id.in_(some), *unused))
+
+
+def lock_spaces(conn: Connection) -> None:
+    """Let no commit in any space go on before this transaction ends."""
+    conn.execute(select(Space.id).order_by(Space.id).with_for_update()).all()
 
 
 def _part_row(

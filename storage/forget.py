@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, or_, select
 
+from storage.before import lock_files
 from storage.catalog import Catalog
 from storage.cleanup import delete_old_files
-from storage.compact import compact_unentered, parts_with_unentered
-from storage.errors import RootError
+from storage.compact import compact_unentered, lock_spaces, parts_with_unentered
+from storage.errors import LeaseHeld, RootError
 from storage.leases import Lease, check_lease
 from storage.paths import files_at
 from storage.publish import publish, withdraw
@@ -17,7 +18,7 @@ from storage.roots import display
 from storage.runs import claim, release
 from storage.slices import sliced
 from storage.spaces import SpaceInfo, list_spaces
-from storage.tables import Failure, File, Image, Vector
+from storage.tables import Claim, Failure, File, Image, Vector
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class ForgetResult:
     images: int
     files: int
     vectors: int
+    unknown: bytes | None = None
+    """A path where nothing is known; the vectors then are what an earlier one left over."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class _Removed:
     files: int = 0
     unknown: bytes | None = None
     """The first path where nothing is known."""
+    refused: bool = False
+    """Whether nothing was removed for that."""
 
 
 def forget(catalog: Catalog, lease: Lease, paths: Sequence[bytes]) -> ForgetResult:
@@ -53,7 +58,7 @@ def forget(catalog: Catalog, lease: Lease, paths: Sequence[bytes]) -> ForgetResu
     RootError
         Nothing is known at or below a path, and nothing was left to finish.
     LeaseHeld
-        Another run publishes, compacts or repairs a space.
+        Another run publishes, compacts or repairs a space, or has one of the images in work.
     PartError
         A part that would be rewritten is damaged; nothing was removed.
     """
@@ -71,10 +76,10 @@ def forget(catalog: Catalog, lease: Lease, paths: Sequence[bytes]) -> ForgetResu
     delete_old_files(catalog, lease, keep_s=0.0)
     _checkpoint(catalog)
     vectors = sum(dropped.values())
-    if removed.unknown is not None and not vectors:
+    if removed.unknown is not None and (removed.refused or not vectors):
         where = display(removed.unknown)
         raise RootError(f"nothing is known at {where}; `lookalike roots` lists roots")
-    return ForgetResult(removed.images, removed.files, vectors)
+    return ForgetResult(removed.images, removed.files, vectors, removed.unknown)
 
 
 def _refuse_damaged(catalog: Catalog, spaces: Sequence[SpaceInfo], paths: Sequence[bytes]) -> None:
@@ -93,16 +98,34 @@ def _remove_records(
 ) -> _Removed:
     with catalog.write() as conn:
         check_lease(conn, lease)
+        lock_spaces(conn)
         if catalog.dialect == "sqlite":  # freed pages keep no copy of what stood there
             conn.exec_driver_sql("PRAGMA secure_delete = ON")
         files, images, unknown = _meant(conn, paths)
-        if unknown is not None and not any(parts_with_unentered(conn, each) for each in spaces):
-            return _Removed(unknown=unknown)  # mistyped, not left over: the other paths wait too
+        if unknown is not None and (
+            files or not any(parts_with_unentered(conn, each) for each in spaces)
+        ):
+            return _Removed(unknown=unknown, refused=True)  # mistyped: the other paths wait too
+        _refuse_in_work(conn, files, images)
         rows = _rows(conn, images)
         removed = _remove(conn, files, images)
         for space_id in rows:  # the indexes hold forgotten vectors in coded form
             withdraw(conn, space_id, catalog.now(conn))
     return _Removed(len(images), removed, unknown)
+
+
+def _refuse_in_work(conn: Connection, files: Sequence[int], images: Sequence[int]) -> None:
+    """Refuse what a run has read and will commit: it would be there again at once, for good."""
+    lock_files(conn, files)  # nobody claims one of them now
+    for kind, subjects in (("file", files), ("image", images)):
+        for some in sliced(subjects):
+            claimed = (Claim.kind == kind, Claim.subject_id.in_(some))
+            holder = conn.execute(select(Claim.run_id).where(*claimed).limit(1)).scalar()
+            if holder is not None:
+                raise LeaseHeld(
+                    f"run {holder} has some of these images in work; "
+                    "wait for it to end, or stop it, then forget them"
+                )
 
 
 def _meant(conn: Connection, paths: Sequence[bytes]) -> tuple[list[int], list[int], bytes | None]:

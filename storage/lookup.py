@@ -172,14 +172,17 @@ class Lookup:
                     loaded = load_generation(folder, view.generation, self.space.dim)
                 except IndexFileError as error:
                     loaded = str(error).removesuffix(f"; {MEND}")
+                    if isinstance(error.__cause__, OSError):  # it may be there the next time
+                        return self._without(loaded, warnings)
                 self._loaded = (view.generation.name, loaded)
-        if isinstance(loaded, str):
-            warnings.append(
-                f"{loaded}; searched without the index, which is slower: publish it anew with "
-                "`lookalike check --repair`"
-            )
-            return None
-        return loaded
+        return self._without(loaded, warnings) if isinstance(loaded, str) else loaded
+
+    @staticmethod
+    def _without(why: str, warnings: list[str]) -> None:
+        warnings.append(
+            f"{why}; searched without the index, which is slower: publish it anew with "
+            "`lookalike check --repair`"
+        )
 
 
 def _check(wish: Wish, d: int) -> None:

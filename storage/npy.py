@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 BAD_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
 """What numpy raises for a damaged header: it reads it as a piece of Python."""
-_OF_THE_FILE = (errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+_OF_THE_FILE = (errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 """What is wrong with a file itself; all else that the system says, such as `EACCES`, `EMFILE`,
 `ENOMEM` or `ESTALE`, may be otherwise the next time."""
 MEND = "`lookalike check --repair` sorts it out"
@@ -71,9 +71,18 @@ def map_npy(path: str, dtype: str, shape: tuple[int, ...], size_bytes: int | Non
     except FileNotFoundError as error:
         raise PartError(f"{path} is missing; {MEND}") from error
     except OSError as error:
-        said = f"{path} can't be read: {error.strerror or error}"
-        if error.errno in _OF_THE_FILE:
-            raise PartError(f"{said}; {MEND}") from error
-        raise PartUnreadable(said) from error
+        raise trouble_of(path, error) from error
     except BAD_HEADER as error:
         raise PartError(f"{path} can't be read as npy: {error}; {MEND}") from error
+
+
+def trouble_of(path: str, error: OSError) -> PartError:
+    """Return what to raise for a file that is there and can't be read.
+
+    Returns
+    -------
+    PartError
+        A `PartUnreadable` where it may be readable the next time.
+    """
+    said = f"{path} can't be read: {error.strerror or error}"
+    return PartError(f"{said}; {MEND}") if error.errno in _OF_THE_FILE else PartUnreadable(said)

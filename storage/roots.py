@@ -180,9 +180,10 @@ def find_root(catalog: Catalog, path: bytes) -> RootInfo:
         if root.path == written:
             return root
     for candidate in (resolved,) if os.path.exists(path) else (resolved, written):
-        for root in known:
+        for root in known:  # a manifest may lie in a directory that is another root
             if root.path == candidate:
                 return root
+        for root in known:
             if root.kind == "directory" and inside(candidate, root.path):
                 return replace(root, under=os.path.relpath(candidate, root.path))
     raise RootError(f"{display(path)} is not in any root; `lookalike roots` lists them")

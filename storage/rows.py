@@ -86,7 +86,8 @@ class Rows:
         if not there.all():
             out[~there] = 0
             at = at[there]
-        if len(at) > _SCATTERED * len(self.parts):
+        many = len(self.parts) > OPEN_PARTS and len(np.unique(which[at])) > OPEN_PARTS
+        if many or len(at) > _SCATTERED * len(self.parts):
             at = at[np.argsort(rows[at], kind="stable")]
             for number, some in _runs(which[at]):
                 out[at[some]] = self._part(number).x[places[at[some]]]

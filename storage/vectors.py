@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.durable import delete_durably, file_checksum, make_dir
-from storage.errors import DiskFull, PartError
+from storage.errors import DiskFull, PartError, PartUnreadable
 from storage.home import free_bytes
-from storage.npy import Array, map_npy, write_npy
+from storage.npy import Array, map_npy, trouble_of, write_npy
 
 DIGEST_BYTES = 32
 UNIT_TOLERANCE = 1e-3
@@ -195,24 +195,23 @@ class VectorStore:
         return np.asarray(offsets + part.row_start, dtype=np.int64)
 
     def verify(self, part: PartInfo) -> list[str]:
-        """Compare a part's files with the catalog, every byte; return what is wrong."""
-        problems = []
-        for kind, due in (
-            ("", part.checksum),
-            (".ids", part.ids_checksum),
-            (".rows", part.rows_checksum),
-        ):
-            path = self.path(part.name, kind)
-            try:
-                if due is not None and file_checksum(path) != due:
-                    problems.append(f"{path} does not have the checksum that the catalog holds")
-            except OSError as error:
-                problems.append(f"{path} can't be read: {error.strerror}")
+        """Compare a part's files with the catalog, every byte; return what is wrong.
+
+        Raises
+        ------
+        PartUnreadable
+            A file can't be read now, and may be whole.
+        """
+        sums = {"": part.checksum, ".ids": part.ids_checksum, ".rows": part.rows_checksum}
+        found = [_compared(self.path(part.name, kind), due) for kind, due in sums.items() if due]
+        problems = [problem for problem in found if problem]
         if not problems:
             try:
                 self.open(part)
                 self.digests(part)
                 self.rows(part)
+            except PartUnreadable:
+                raise
             except PartError as error:
                 problems.append(str(error))
         return problems
@@ -228,6 +227,18 @@ class VectorStore:
     def remove(self, name: str) -> None:
         """Delete a part's files, the vectors first, so that no half part looks whole."""
         delete_durably(*(self.path(name, kind) for kind in ("", ".rows", ".ids")))
+
+
+def _compared(path: str, checksum: str) -> str:
+    """Return what is wrong with a file by its checksum, if anything; `PartUnreadable`."""
+    try:
+        sound = file_checksum(path) == checksum
+    except OSError as error:
+        trouble = trouble_of(path, error)
+        if isinstance(trouble, PartUnreadable):
+            raise trouble from error
+        return f"{path} can't be read: {error.strerror}"
+    return "" if sound else f"{path} does not have the checksum that the catalog holds"
 
 
 def off_unit(x: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:

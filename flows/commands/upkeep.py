@@ -1,5 +1,6 @@
 """``lookalike check``, ``compact`` and ``forget``."""
 
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -175,3 +176,6 @@ def forget_command(ctx: click.Context, paths: tuple[str, ...]) -> None:
         f"forgotten: {count(result.images, 'image')}, {count(result.files, 'file')}, "
         f"{count(result.vectors, 'vector')}"
     )
+    if result.unknown is not None:
+        where = printable(os.fsdecode(result.unknown))
+        click.echo(f"lookalike: nothing is known at {where}; this was left over", err=True)

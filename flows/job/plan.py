@@ -10,7 +10,7 @@ from flows.commands.show import printable
 from flows.errors import NO_ROOT, FlowError
 from flows.job.loop import IndexOptions
 from flows.job.progress import counted
-from flows.job.scanning import chosen_roots, known_root, looked_at, scope_of, without_doubles
+from flows.job.scanning import chosen_roots, looked_at, named_roots, scope_of
 from flows.job.spaces import (
     SpaceChoice,
     disk_needed_bytes,
@@ -25,7 +25,7 @@ from storage.files import ScanResult, scan_root
 from storage.home import Home
 from storage.pending import Scope, live_files, pending_counts
 from storage.publish import publish_due
-from storage.roots import RootInfo, list_roots, resolve_root
+from storage.roots import RootInfo, list_roots
 from storage.spaces import SpaceInfo
 
 READING = ("new", "size", "mtime", "ctime", "inode")
@@ -124,15 +124,9 @@ def _plan_of_known(catalog: Catalog, options: IndexOptions) -> Plan:
 
 def _roots(catalog: Catalog | None, options: IndexOptions) -> list[RootInfo]:
     """Return the roots that a run would scan, as ``flows.job.loop`` finds them."""
-    known = list_roots(catalog) if catalog is not None else []
-    if not options.roots:
-        return known
-    paths = [os.fsencode(root) for root in options.roots]
-    return without_doubles(
-        (catalog and known_root(catalog, path, options))
-        or resolve_root(known, path, excludes=options.excludes)
-        for path in paths
-    )
+    if options.roots:
+        return named_roots(catalog, options)
+    return list_roots(catalog) if catalog is not None else []
 
 
 def _scans(

@@ -11,7 +11,16 @@ from storage.catalog import Catalog
 from storage.errors import LeaseHeld, ManifestError, RootError, RootUnavailable
 from storage.guard import preflight
 from storage.pending import Scope
-from storage.roots import RootInfo, add_root, find_root, inside, list_roots
+from storage.roots import (
+    RootInfo,
+    add_root,
+    display,
+    find_root,
+    inside,
+    kind_of,
+    list_roots,
+    resolve_root,
+)
 
 if TYPE_CHECKING:
     from flows.job.loop import IndexOptions, Job
@@ -34,33 +43,62 @@ def chosen_roots(catalog: Catalog, options: "IndexOptions") -> list[RootInfo]:
         if not known:
             raise FlowError(NO_ROOT)
         return known
-    paths = [os.fsencode(root) for root in options.roots]
     if not options.scan:
-        return without_doubles(find_root(catalog, path) for path in paths)
-    return without_doubles(
-        known_root(catalog, path, options) or add_root(catalog, path, excludes=options.excludes)
+        return _without_doubles(_find_root(catalog, os.fsencode(root)) for root in options.roots)
+    # None is registered before all are known not to be in each other's way.
+    return [
+        root
+        if root.id and not options.excludes
+        else add_root(catalog, root.target, kind=root.kind, excludes=options.excludes)
+        for root in named_roots(catalog, options)
+    ]
+
+
+def named_roots(catalog: Catalog | None, options: "IndexOptions") -> list[RootInfo]:
+    """Return the roots that were named to a run that scans; an id of 0 is none yet.
+
+    Raises
+    ------
+    RootError
+        One can't be a root.
+    """
+    known = list_roots(catalog) if catalog is not None else []
+    home = catalog.home.path if catalog is not None else None
+    paths = [os.fsencode(root) for root in options.roots]
+    return _without_doubles(
+        (catalog and _known_root(catalog, path, options))
+        or resolve_root(known, path, excludes=options.excludes, home=home)
         for path in paths
     )
 
 
-def without_doubles(roots: Iterable[RootInfo]) -> list[RootInfo]:
+def _without_doubles(roots: Iterable[RootInfo]) -> list[RootInfo]:
     """Return the roots without those that are named twice or lie in another one that is named."""
     unique = {root.target: root for root in roots}
+    folders = [root.target for root in unique.values() if root.kind == "directory"]
     return [
         root
         for root in unique.values()
-        if not any(inside(root.target, other.target) for other in unique.values())
+        if root.kind == "manifest" or not any(inside(root.target, folder) for folder in folders)
     ]
 
 
-def known_root(catalog: Catalog, path: bytes, options: "IndexOptions") -> RootInfo | None:
+def _known_root(catalog: Catalog, path: bytes, options: "IndexOptions") -> RootInfo | None:
     """Return a known root, which need not be there now; None where it has to be registered."""
     if options.excludes:
         return None
     try:
-        return find_root(catalog, path)
+        return _find_root(catalog, path)
     except RootError:
         return None
+
+
+def _find_root(catalog: Catalog, path: bytes) -> RootInfo:
+    """Return the root that is meant; a manifest in a directory is none before it is registered."""
+    root = find_root(catalog, path)
+    if root.under and os.path.isfile(path) and kind_of(path) == "manifest":
+        raise RootError(f"{display(path)} is no root yet; `lookalike index` makes it one")
+    return root
 
 
 def scan_roots(job: "Job", roots: list[RootInfo]) -> Scope:

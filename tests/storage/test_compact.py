@@ -1,9 +1,11 @@
+import hashlib
 import os
 
 import numpy as np
 import pytest
 from sqlalchemy import delete, func, insert, select, update
 
+import storage.compact
 from storage.check import check
 from storage.cleanup import delete_old_files, orphans
 from storage.compact import SMALL_ROWS, compact
@@ -368,3 +370,17 @@ def test_a_part_that_a_run_writes_at_this_moment_is_no_orphan(filled, lease, mon
     monkeypatch.setattr(os, "listdir", listing)
     assert delete_old_files(filled.catalog, lease, keep_s=0.0) == 0
     assert len(listdir(filled.store.folder)) == 4
+
+
+def test_unused_images_are_deleted_some_at_a_time(filled, lease, monkeypatch):
+    monkeypatch.setattr(storage.compact, "PAGE", 7)
+    with filled.catalog.write() as conn:
+        images = [
+            {"digest": hashlib.sha256(b"%d" % n).digest(), "size_bytes": 1, "first_seen_at": 0.0}
+            for n in range(20)
+        ]
+        before = conn.execute(select(func.count()).select_from(Image)).scalar_one()
+        conn.execute(insert(Image), images)
+    compact(filled.catalog, lease, filled.space)
+    with filled.catalog.read() as conn:
+        assert conn.execute(select(func.count()).select_from(Image)).scalar_one() == before

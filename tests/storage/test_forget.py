@@ -205,3 +205,29 @@ def test_a_mistyped_path_keeps_the_others_from_being_forgotten(filled, lease):
         forget(filled.catalog, lease, [path(filled, b"holiday"), path(filled, b"hloiday")])
     with filled.catalog.read() as conn:
         assert conn.execute(select(func.count()).select_from(Vector)).scalar() == 40
+
+
+@pytest.mark.parametrize("kind", ["file", "image"])
+def test_what_a_run_has_in_work_is_not_forgotten_before_it_is_done(filled, lease, kind):
+    with filled.catalog.read() as conn:
+        query = select(File.id, File.image_id).where(File.path == b"0000007.jpg")
+        file_id, image_id = conn.execute(query).one()
+    run = start_run(filled.catalog, "index")
+    subject = file_id if kind == "file" else image_id
+    claim(filled.catalog, run, kind, subject, filled.space.id)
+    with pytest.raises(LeaseHeld, match=f"run {run.run_id} has some of these images in work"):
+        forget(filled.catalog, lease, [path(filled, b"0000007.jpg")])
+    assert forget(filled.catalog, lease, [path(filled, b"0000008.jpg")]).images == 1
+    finish_run(filled.catalog, run, "done")
+    assert forget(filled.catalog, lease, [path(filled, b"0000007.jpg")]).images == 1
+
+
+def test_dead_rows_make_no_mistyped_path_known(filled, lease):
+    filled.add(clustered(3, D, seed=2), folder="late/", duplicates=(1,))
+    result = forget(filled.catalog, lease, [path(filled, b"hloiday")])
+    assert (result.images, result.vectors, result.unknown) == (0, 1, path(filled, b"hloiday"))
+    filled.add(clustered(3, D, seed=3), folder="later/", duplicates=(1,))
+    with pytest.raises(RootError, match=r"nothing is known at .*/hloiday"):
+        forget(filled.catalog, lease, [path(filled, b"holiday"), path(filled, b"hloiday")])
+    with filled.catalog.read() as conn:
+        assert conn.execute(select(func.count()).select_from(Vector)).scalar() == 44

@@ -383,3 +383,13 @@ def test_an_empty_space_has_none_of_a_billion(sqlite_template, tmp_path):
         space = Filled(catalog, D).space
         found = Lookup(catalog, space).nearest(clustered(1, D), 10**9)
     assert found.neighbours == [[]]
+
+
+def test_an_index_that_is_back_is_used_again(filled):
+    made = published(filled)
+    path, _ = generation_paths(filled.catalog.home.index_dir(filled.space.fingerprint), made.name)
+    lookup = by_index(filled)
+    os.rename(path, f"{path}.away")
+    assert "without the index" in lookup.nearest(filled.x[:1], K).warnings[0]
+    os.rename(f"{path}.away", path)
+    assert lookup.nearest(filled.x[:1], K).warnings == []

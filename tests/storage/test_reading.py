@@ -1,4 +1,5 @@
 import os
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -223,3 +224,26 @@ def test_other_trouble_is_not_tried_again(filled):
     with pytest.raises(IndexFileError, match="gone"):
         again_if_missing(missing)
     assert len(tries) == 3
+
+
+def test_few_rows_of_many_parts_open_few_of_them_at_once(filled, monkeypatch):
+    start = filled.next_row()
+    for seed in range(8):
+        filled.add(clustered(4, D, seed=10 + seed))
+    parts = snapshot(filled.catalog, filled.space).parts
+    monkeypatch.setattr(reading, "OPEN_PARTS", 2)
+    some = Rows(filled.store, parts)
+    held = []
+
+    def counted(number, part=some._part):
+        opened = part(number)
+        held.append(weakref.ref(opened.x))
+        assert sum(one() is not None for one in held) <= 3, "two are kept, one is being copied"
+        return opened
+
+    monkeypatch.setattr(some, "_part", counted)
+    places = np.array([29, 1, 17, 9, 5, 25, 13, 21])
+    x, there = some.gather_some(start + places)
+    assert there.all()
+    assert np.array_equal(x, filled.x[-32:][places])
+    assert len(held) == 8

@@ -198,7 +198,9 @@ def test_a_root_that_became_a_link_is_still_found_by_its_path(
     assert moved.path == as_bytes(tmp_path / "moved")
 
 
-def test_a_manifest_inside_a_root_does_not_overlap(catalog: Catalog, photos: Path) -> None:
+def test_a_manifest_inside_a_root_does_not_overlap(
+    catalog: Catalog, photos: Path, tmp_path: Path
+) -> None:
     root = add_root(catalog, as_bytes(photos))
     (photos / "list.txt").write_text("2019/1.jpg\n")
     manifest = add_root(catalog, as_bytes(photos / "list.txt"))
@@ -206,6 +208,9 @@ def test_a_manifest_inside_a_root_does_not_overlap(catalog: Catalog, photos: Pat
     assert manifest.id != root.id
     assert manifest.under == b""
     assert add_root(catalog, as_bytes(photos / "2019")).id == root.id
+    (tmp_path / "link").symlink_to(photos)
+    for folder in (photos, tmp_path / "link"):
+        assert find_root(catalog, as_bytes(folder / "list.txt")) == manifest
 
 
 def test_resolve_root_registers_nothing(catalog: Catalog, photos: Path) -> None:

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 import re
@@ -6,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import storage.vectors
 from storage.durable import DurableFile, file_checksum
-from storage.errors import DiskFull, PartError, StorageError
+from storage.errors import DiskFull, PartError, PartUnreadable, StorageError
 from storage.npy import map_npy, write_npy
 from storage.vectors import UNIT_TOLERANCE, PartInfo, PartWritten, VectorStore
 from tests.storage.filled import limited_files
@@ -261,3 +263,20 @@ def test_no_space_left_is_disk_full(tmp_path):
 def test_map_npy_of_a_folder_is_a_part_error(tmp_path):
     with pytest.raises(PartError, match="can't be read: Is a directory"):
         map_npy(str(tmp_path), "<f4", (1,))
+
+
+def test_what_can_not_be_read_now_is_no_damage(store, monkeypatch):
+    part = committed(store.append("run", unit(20), digests(20)))
+    assert store.verify(part) == []
+
+    def away(number):
+        def checksum(path):
+            raise OSError(number, os.strerror(number))
+
+        return checksum
+
+    monkeypatch.setattr(storage.vectors, "file_checksum", away(errno.ESTALE))
+    with pytest.raises(PartUnreadable, match="Stale file handle"):
+        store.verify(part)
+    monkeypatch.setattr(storage.vectors, "file_checksum", away(errno.EIO))
+    assert "Input/output error" in store.verify(part)[0]
