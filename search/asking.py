@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from search.answers import Hit
 from search.errors import SearchError, UnknownImage
 from search.examples import Asked, Meant
+from search.nearby import unit
 from search.paging import Page, fill
 from search.questions import Reply, Wanted, direction
 from search.records import Holder, Living, is_known, rows_of, spellings
@@ -115,9 +116,7 @@ class _Round:
         return vectors
 
     def _vectors(self, rows: Sequence[int]) -> FloatArray:
-        x = self._lookup.vectors_in(self._conn, rows)
-        unit: FloatArray = x / np.linalg.norm(x, axis=1, keepdims=True)  # float16 is a bit off
-        return unit
+        return unit(np.asarray(rows, np.int64), self._lookup.vectors_in(self._conn, rows))
 
     def _replies(self, asked: Sequence[Asked], vectors: Sequence[FloatArray]) -> list[Reply]:
         if not asked:

@@ -4,7 +4,7 @@ A file counts while it is as it was when its bytes were hashed; one that changed
 the next `lookalike index`, which will say what it holds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -73,13 +73,15 @@ class Files:
         """Yield each image that has such files with them, the oldest first.
 
         Oldest is what was modified first; of those the one that the index saw first.  Images come
-        by their numbers, in whatever order they are asked for.  As with `itertools.groupby`, the
-        files of an image are gone once the next one is asked for.
+        by their numbers, in whatever order they are asked for.  A file that several roots know, or
+        several lines of a manifest, comes once.  As with `itertools.groupby`, the files of an image
+        are gone once the next one is asked for.
         """
         for some in sliced(sorted(set(images))):
             query = self._query().where(File.image_id.in_(some))
             found = (_held(row) for page in pages(self.catalog, query, *_KEY) for row in page)
-            yield from groupby(found, key=_image)
+            for image, held in groupby(found, key=_image):
+                yield image, _each_once(held)
 
     def repeated(self) -> Iterator[list[int]]:
         """Yield the images that more than one live file holds, wherever these lie, in pages.
@@ -111,6 +113,15 @@ def _held(row: Any) -> Held:
     image_id, mtime_ns, first_seen_at, file_id, digest, size_bytes, root, path, source = row
     absolute = source or root.rstrip(SEP) + SEP + path
     return Held(image_id, mtime_ns, first_seen_at, file_id, digest, size_bytes, absolute)
+
+
+def _each_once(held: Iterable[Held]) -> Iterator[Held]:
+    """Yield the files of one image, each path the first time that it comes."""
+    seen: set[bytes] = set()
+    for each in held:
+        if each.path not in seen:
+            seen.add(each.path)
+            yield each
 
 
 def _image(held: Held) -> int:

@@ -74,7 +74,11 @@ class Line:
         if self._inside >= self._most:
             raise Refused(503, "busy", "too many questions wait; ask again later", retry_after="1")
         self._count(1)
-        future = self._threads.submit(self._run, question)
+        try:
+            future = self._threads.submit(self._run, question)
+        except BaseException:  # no thread can be started, or none is to be any more
+            self._count(-1)
+            raise
         future.add_done_callback(self._left)
         try:
             async with asyncio.timeout(self._seconds) as limit:

@@ -29,6 +29,7 @@ from search.groups import Group, Member, copies, pieces
 from search.mutual import NEAREST, Join, Pairs
 from search.picture_sizes import size_of
 from search.stars import Star, stars
+from storage.candidates import ROUNDING
 from storage.catalog import Catalog
 from storage.dead import live_rows
 from storage.kinds import FLAT_BELOW
@@ -166,7 +167,7 @@ class Near:
         pairs = self._join.pairs(self.threshold, lambda done, of: tell("compared", done, of))
         pictures = self._pictures(pairs, tell)
         ranked = sorted(pictures, key=lambda row: pictures[row].rank)
-        found = stars(ranked, pairs.a, pairs.b, self._join.scores, self.threshold)
+        found = stars(ranked, pairs.a, pairs.b, self._join.scores, self.threshold - ROUNDING)
         grouped: set[int] = set()
         number = 1
         for some in sliced(found, _IMAGES // 4):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from search.nearby import ROUNDING, Compared, FloatArray, Indexed, Near, RowArray, unit
+from search.nearby import Compared, FloatArray, Indexed, Near, RowArray, unit
+from storage.candidates import ROUNDING
 from storage.catalog import Catalog
 from storage.dead import entered_rows, rows_at
 from storage.errors import IndexFileError

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from storage.candidates import EFFORT
+from storage.candidates import EFFORT, ROUNDING
 from storage.errors import PartError
 from storage.exact import is_in
 from storage.reading import Rows
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float32]
 RowArray = npt.NDArray[np.int64]
 
-ROUNDING = 1e-6
-"""By so much two ways to compute one cosine may differ."""
 SLACK = 0.15
 """By so much less an index may rate a neighbour than it is, and still have it compared."""
 EASIER = 4

@@ -37,6 +37,8 @@ LEAST_LIVE = 0.1
 """Where fewer candidates live, those that do lie so far out that a graph misses nearer ones."""
 EFFORT = ("nprobe", "efSearch")
 MOST_EFFORT = 16
+ROUNDING = 1e-6
+"""By so much two ways to compute one cosine may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Wish:
         Absolute paths: only images with a live file at or below any of them, also one that a
         manifest names; without any, all images.
     min_score
-        Only images with at least this cosine.
+        Only images with at least this cosine, less what rounding may take from it.
     exclude
         For each query the images that are left out, if any are.
     """
@@ -102,6 +104,7 @@ class Search:
         self._most = view.n + 1  # one more than there are: whoever finds fewer has found all
         most_left_out = max(map(len, wish.exclude or ()), default=0)
         self._fetch = fetch_width(wish.k + most_left_out, view.n)
+        self._floor = -math.inf if wish.min_score is None else wish.min_score - ROUNDING
         self._live: RowArray | None = None
 
     def run(self) -> list[list[Neighbour]]:
@@ -122,8 +125,7 @@ class Search:
                 if not self._settled(indexed, compared, candidates, at):
                     still.append(query)
             lacking = still
-        floor = -np.inf if wish.min_score is None else wish.min_score
-        return [[hit for hit in found if hit.score >= floor] for found in hits]
+        return [[hit for hit in found if hit.score >= self._floor] for found in hits]
 
     def _lines(self, query: int, candidates: Candidates, at: int) -> tuple[Line, Line]:
         return (
@@ -146,12 +148,11 @@ class Search:
         return not candidates.indexed.shape[1] or self._enough(indexed, LEAST_LIVE)
 
     def _enough(self, line: Line, least: float) -> bool:
-        wish = self._wish
         if len(line.hits) < least * line.offered:
             return False
         # What a wider search adds is farther away than what is here.
-        too_far = wish.min_score is not None and line.hits and line.hits[-1].score < wish.min_score
-        return bool(too_far) or len(line.hits) >= wish.k
+        too_far = line.hits and line.hits[-1].score < self._floor
+        return bool(too_far) or len(line.hits) >= self._wish.k
 
     def _attempts(self) -> Iterator[Attempt]:
         """Yield ways to find candidates; the last one misses no live row."""

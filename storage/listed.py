@@ -23,6 +23,6 @@ def listed(dialect: str) -> TableValuedAlias:
 
 
 def binding(conn: Connection, numbers: Iterable[int]) -> dict[str, Any]:
-    """Return what binds the numbers, ``int`` and nothing else, on the database of a connection."""
-    values = list(numbers)
+    """Return what binds the numbers, integers of any type, on the database of a connection."""
+    values = list(map(int, numbers))  # those of numpy are no JSON
     return {NUMBERS: values if conn.dialect.name == "postgresql" else str(values)}

@@ -122,7 +122,7 @@ class Asked:
         single = [("min_score", self.min_score), ("distinct", self.distinct)]
         return [
             *(("within", place) for place in self.within),
-            *((name, f"{value:g}") for name, value in single if value is not None),
+            *((name, repr(value)) for name, value in single if value is not None),
         ]
 
     @property

@@ -346,6 +346,16 @@ class TestGroups:
         [group] = Near(store.catalog, space).groups()
         assert shown(group)[0] == str(root / "large.png")
 
+    @KIND
+    def test_equal_vectors_have_a_cosine_of_one(
+        self, store: Store, tmp_path: Path, dtype: str
+    ) -> None:
+        space = store.space(dtype=dtype)
+        fill(store, tmp_path / "p", np.repeat(families(20, seed=3), 2, axis=0), space)
+        found = list(Near(store.catalog, space, 1).groups())
+        assert len(found) == 20
+        assert {each.to_json()["score"] for group in found for each in group.others} == {1}
+
     def test_an_image_that_went_or_changed_is_in_no_group(
         self, store: Store, tmp_path: Path
     ) -> None:
@@ -453,6 +463,23 @@ class TestExact:
         store.index(tree, space)
         found = {frozenset({shown(g)[0], *shown(g)[1]}) for g in exact_groups(store.catalog)}
         assert frozenset({str(other / "own.png"), str(tree / "a" / "own.png")}) in found
+
+    def test_a_file_that_several_roots_and_lines_know_is_no_copy_of_itself(
+        self, store: Store, tree: Path
+    ) -> None:
+        alone, copied, touched = (tree / f"a/{name}.png" for name in (1, 3, 5))
+        known = [path.relative_to(tree.parent) for path in (alone, alone, copied, touched)]
+        lines = [f"sku-{i}\t{path}\n" for i, path in enumerate(known)]
+        (tree.parent / "shop.tsv").write_text("id\tpath\n" + "".join(lines))
+        space = store.space()
+        store.index(tree.parent / "shop.tsv", space)
+        os.utime(touched, (3_000_000, 3_000_000))  # the manifest is not read again
+        store.index(tree, space)
+        copies = {str(copied), str(tree / "b/copy.png")}
+        for found in (exact_groups(store.catalog), Near(store.catalog, space).groups()):
+            [group] = found
+            assert sorted({shown(group)[0], *shown(group)[1]}) == sorted(copies)
+            assert len(group.others) == 1
 
     def test_a_group_of_many_comes_in_pieces(
         self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

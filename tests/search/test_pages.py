@@ -302,6 +302,16 @@ def test_pages_follow_each_other(site: Site) -> None:
     assert "There are no more" in beyond.one("p", "note").text
 
 
+def test_the_filters_of_a_page_are_asked_again_to_the_last_digit(site: Site) -> None:
+    filters = {"min_score": "-0.98765432109", "distinct": "0.99999987654"}
+    asked = {"image": str(site.number(site.root / "few/3.png")), **filters}
+    page = site.get(f"/search?{urlencode(asked)}")
+    more = dict(parse_qsl(urlsplit(page.one("a", rel="next").attrs["href"]).query))
+    assert {name: more[name] for name in filters} == filters
+    fields = dict(page.form("question").fields())
+    assert {name: fields[name] for name in filters} == filters
+
+
 def test_one_image_in_several_files_is_one_hit(site: Site) -> None:
     page = site.get(f"/search?image={site.number(site.root / 'few/5.png')}&within=r1")
     number = str(site.number(site.root / "few/0.png"))
@@ -551,8 +561,8 @@ def test_an_address_is_read_as_it_is_written() -> None:
         plus=(4, 5),
         minus=(6,),
         within=("r1", "f2-1"),
-        min_score=0.5,
-        distinct=0.9,
+        min_score=0.12345678,
+        distinct=0.9876543210123,
         skip=120,
     )
     values: dict[str, list[str]] = {}
@@ -562,5 +572,7 @@ def test_an_address_is_read_as_it_is_written() -> None:
     assert asked.like(6).minus == ()
     assert asked.like(6).skip == 0
     assert asked.unlike(3).image is None
-    assert asked.by(9) == Asked(image=9, within=("r1", "f2-1"), min_score=0.5, distinct=0.9)
+    assert asked.by(9) == Asked(
+        image=9, within=("r1", "f2-1"), min_score=0.12345678, distinct=0.9876543210123
+    )
     assert Asked(vector="AAAA", within=("r1",)).url == "/"

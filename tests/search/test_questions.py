@@ -10,9 +10,10 @@ import pytest
 from search import Searcher
 from search.errors import NoWords, QueryError, SearchError, UnknownImage, VectorError
 from search.questions import MINUS, MOST, Example, Question, Reply, Wanted, direction
-from storage.errors import RootError
+from storage.errors import PartError, RootError
 from storage.leases import start_run
 from storage.publish import publish
+from storage.reading import open_store, snapshot
 from tests.search.stores import DIM, Store, digest_of, draw, vector_of
 from tests.storage.filled import Filled, clustered, local_catalog, root_of
 
@@ -125,6 +126,38 @@ def test_the_vector_of_a_reply_asks_the_same_again(searcher: Searcher, photos: l
     alone = searcher.reply(Question((of(photos[0]),)))
     assert list(alone.hits) == searcher.search_image(alone.hits[0].image_id)
     assert alone.vector == pytest.approx(vector_like(searcher, photos[0]), abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0, np.inf])
+def test_a_damaged_vector_is_refused_where_its_picture_asks(
+    searcher: Searcher, store: Store, photos: list[Path], value: float
+) -> None:
+    [hit] = searcher.search(photos[0], 1)
+    for part in snapshot(store.catalog, searcher.space).parts:
+        files = open_store(store.catalog, searcher.space)
+        rows = files.rows(part)
+        if hit.row in rows:
+            x = np.load(files.path(part.name))
+            x[rows == hit.row] = value
+            Path(files.path(part.name)).chmod(0o600)
+            np.save(files.path(part.name), x)
+    with Searcher(store.catalog.home) as other:
+        for question in (Question((of(photos[0]),)), Question((of(photos[0]), of(photos[1])))):
+            with pytest.raises(PartError, match=f"row {hit.row} is damaged, its length is"):
+                other.reply(question)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
+def test_numbers_of_numpy_are_numbers_of_images(
+    searcher: Searcher, photos: list[Path], kind: type[np.integer]
+) -> None:
+    number = searcher.search(photos[7], 1)[0].image_id
+    wanted = searcher.search_image(number, 5, no_self=True)
+    assert searcher.search_image(kind(number), 5, no_self=True) == wanted
+    reply = searcher.reply(Question((Example(image_id=kind(number)),)), Wanted(5, no_self=True))
+    assert list(reply.hits) == wanted
+    with pytest.raises(UnknownImage, match="no image 99 "):
+        searcher.search_image(kind(99))
 
 
 def vector_like(searcher: Searcher, path: Path) -> np.ndarray:
