@@ -8,9 +8,10 @@
 
 An npz holds ``features`` (n, D) float32, ``boxes`` (n, 4) float32, ``classes`` (n,) int64,
 ``scores`` (n,) float32, ``image_size`` (width, height) int64, and as text ``id``, ``digest``
-(SHA-256 of the image's content) and ``fingerprint`` (of how they were made).  Its bytes depend on
-nothing else; its modification time is that of the image, by which a later run sees without reading
-it that the image is still the same.
+(SHA-256 of the image's content) and ``fingerprint`` (of how they were made).  That of a file also
+has its ``signature`` (4,) int64: size, modification time, change time and inode, by which a later
+run sees without reading it that the image is still the same.  Its bytes depend on nothing else; its
+modification time is that of the image.
 
 ``.lookalike-tmp`` holds what is being written, and the notes of `storage.begun` on what was worked
 on when a process died.  A picture that was the reason stays in its note.
@@ -36,11 +37,13 @@ from storage.begun import Begun
 from storage.errors import WorkMismatch
 from storage.exports.errors import ExportError, plain_errors, shown
 from storage.fs import fs, open_stream, write_all
+from storage.scan import Signature
 from storage.work_plan import differences
 
 FORMAT: Final = 1
 PLAN: Final = "regions.json"
 _MAKING: Final = b".lookalike-tmp"
+_SIG: Final = "signature"
 _NAME_TROUBLES: Final = (
     errno.ENAMETOOLONG,
     errno.ENOTDIR,
@@ -65,14 +68,15 @@ class Header:
     ----------
     digest
         SHA-256 of the image's content.
-    mtime_ns
-        When the image was last changed.
+    sig
+        What the image's file looked like before it was read; None for a row of an array, and where
+        an earlier version noted none.
     """
 
     id: bytes
     digest: bytes
     fingerprint: str
-    mtime_ns: int
+    sig: Signature | None
 
 
 class RegionFolder:
@@ -126,8 +130,8 @@ class RegionFolder:
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 values = [str(arrays[name]) for name in ("id", "digest", "fingerprint")]
-                mtime_ns = os.fstat(file.fileno()).st_mtime_ns
-            return Header(os.fsencode(values[0]), bytes.fromhex(values[1]), values[2], mtime_ns)
+                sig = Signature(*arrays[_SIG].tolist()) if _SIG in arrays else None
+            return Header(os.fsencode(values[0]), bytes.fromhex(values[1]), values[2], sig)
         except Exception:  # noqa: BLE001 - a damaged archive breaks in its own way: it is made anew
             return None
 
@@ -151,23 +155,30 @@ class RegionFolder:
             "digest": header.digest.hex(),
             "fingerprint": header.fingerprint,
         }
-        data = io.BytesIO()
         texts = {name: np.array(text) for name, text in said.items()}
-        np.savez(data, allow_pickle=False, **dict(arrays), **texts)
+        data = _npz({**arrays, **texts}, header.sig)
         with plain_errors(os.fsdecode(path)):
             try:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
-                self._write(path, data.getbuffer(), header.mtime_ns)
+                self._write(path, data, header.sig)
             except OSError as error:
                 if error.errno in _NAME_TROUBLES:
                     reason = error.strerror or str(error)
                     raise BadName(f"its id is no name for a file: {reason}") from error
                 raise
 
-    def touch(self, id: bytes, mtime_ns: int) -> None:
-        """Note that an image was changed at that time, but not its content."""
-        with suppress(OSError):
-            os.utime(self._path(id), ns=(mtime_ns, mtime_ns))
+    def renew(self, id: bytes, sig: Signature | None) -> None:
+        """Note what an image's file looks like now, whose content is still the same."""
+        if sig is None:
+            return
+        path = self._path(id)
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+                arrays = {name: found[name] for name in found.files if name != _SIG}
+        except Exception:  # noqa: BLE001 - as in `header`
+            return
+        with suppress(OSError):  # without it the image is only read again
+            self._write(path, _npz(arrays, sig), sig)
 
     def close(self) -> None:
         """Remove the folder of unfinished files, unless somebody has some there, or died."""
@@ -180,7 +191,7 @@ class RegionFolder:
         inside = [b"__" if part == b".." else part.replace(b"\0", b"_") for part in parts]
         return os.path.join(self._place, *(inside or [b"_"])) + b".npz"
 
-    def _write(self, path: bytes, data: Any, mtime_ns: int | None = None) -> None:
+    def _write(self, path: bytes, data: Any, sig: Signature | None = None) -> None:
         temporary = os.path.join(self._making, uuid.uuid4().hex.encode())
         os.makedirs(self._making, exist_ok=True)
         try:
@@ -190,8 +201,8 @@ class RegionFolder:
                 fs().fsync(fd)
             finally:
                 fs().close(fd)
-            if mtime_ns is not None:
-                os.utime(temporary, ns=(mtime_ns, mtime_ns))
+            if sig is not None:
+                os.utime(temporary, ns=(sig.mtime_ns, sig.mtime_ns))
             fs().replace(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -220,6 +231,13 @@ class RegionFolder:
             f"{shown(self.path)} holds regions that were made otherwise: {first}. "
             "Name another OUT, or --overwrite to make them anew"
         )
+
+
+def _npz(arrays: Mapping[str, Array], sig: Signature | None) -> memoryview:
+    data = io.BytesIO()
+    more = {} if sig is None else {_SIG: np.array(sig, np.int64)}
+    np.savez(data, allow_pickle=False, **arrays, **more)
+    return data.getbuffer()
 
 
 class FailureList:

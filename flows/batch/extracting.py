@@ -2,16 +2,16 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flows.batch.extraction import Extractor, Recipe, failures_of, records_of
-from flows.batch.failing import Failed, failures_path, put_failures
+from flows.batch.failing import Failed, failures_path, put_failures, refuse_own_failures
 from flows.batch.options import ExtractOptions
 from flows.batch.told import BatchReport
 from flows.batch.working import BatchJob, running, work_through
 from flows.errors import FlowError
 from flows.job.progress import Progress
-from storage.exports.errors import ExportError, shown
 from storage.exports.formats import Writer, check_output, open_writer, plan_output
 from storage.exports.output import refuse_sources
 from storage.roots import display
@@ -57,17 +57,11 @@ def _refuse_early(options: ExtractOptions) -> None:
     source = options.batch.source
     if not os.path.isdir(source):  # pictures in a folder are never replaced
         refuse_sources(output, (source, options.batch.source_options.labels))
-        _refuse_own_failures(source, failures_path(options.batch.out))
+        refuse_own_failures(source, failures_path(options.batch.out))
+    if output.folder:
+        output = replace(output, names=())  # the model knows what the layers are called
     begun = os.path.isdir(output.path + SUFFIX)
     check_output(output, overwrite=options.batch.overwrite or begun)
-
-
-def _refuse_own_failures(source: str, path: str) -> None:
-    """Refuse the list of an output's failures as its source: it would hold them alone, then."""
-    if os.path.exists(path) and os.path.exists(source) and os.path.samefile(source, path):
-        raise ExportError(
-            f"{shown(path)} lists what failed of this very output: name another output for it"
-        )
 
 
 def _model(job: BatchJob, options: ExtractOptions) -> "Model":

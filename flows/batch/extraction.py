@@ -107,7 +107,8 @@ class Extractor:
             told = told_of(built[0] if built else None, seconds)
         if waited:
             seconds["model"] -= waited[0]
-        return replace(_done(piece, extracted, seconds, self._spans()), told=told)
+        done = _done(piece, extracted, seconds, self._spans(), self._source.inside)
+        return replace(done, told=told)
 
     def _engine(self, seats: ExitStack, waited: list[float], built: "list[Engine]") -> "Engine":
         """Return the engine of a device that is free; the piece before may still have it."""
@@ -141,7 +142,11 @@ class Extractor:
 
 
 def _done(
-    piece: Piece, extracted: "Extracted", seconds: Mapping[str, float], spans: Sequence[slice]
+    piece: Piece,
+    extracted: "Extracted",
+    seconds: Mapping[str, float],
+    spans: Sequence[slice],
+    inside: bytes | None,
 ) -> Done:
     """Give each item its vector or its failure; items of equal content share theirs."""
     rows = {digest: row for row, digest in enumerate(extracted.digests)}
@@ -155,7 +160,7 @@ def _done(
     for i, item in enumerate(piece.items):
         digest = digests.get(i)
         if not isinstance(item, Item):
-            failures.append(Failed.unseen(item))
+            failures.append(Failed.unseen(item, inside))
         elif digest in rows:
             records.append((os.fsdecode(item.id), os.fsdecode(item.path), item.label))
             taken.append(rows[digest])

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from storage.exports.errors import plain_errors
+from storage.exports.errors import ExportError, plain_errors, shown
 from storage.fs import fs
+from storage.sources.directory import label_of
 from storage.sources.items import Item, Unreadable
 from storage.workfolder import WorkFolder
 
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
     from extractor.reading import Failure
 
 SUFFIX = ".failures.tsv"
-HEADER = b"id\tpath\tstage\tclass\tmessage\n"
-"""A header that names id and path: the list can be read as a source, to try them again."""
+HEADER = b"id\tpath\tstage\tclass\tmessage\tlabel\n"
+"""A header that names id, path and label: the list can be read as a source, to try them again.
+
+The label has a column even where no image has one: without it ``class`` would be read as labels.
+"""
 
 _CLASSES = {
     errno.EACCES: "permission",
@@ -34,23 +38,26 @@ class Failed(NamedTuple):
     stage: str
     failure_class: str
     message: str
+    label: str | None = None
 
     @classmethod
     def of(cls, item: Item, failure: "Failure") -> "Failed":
         """Return why an item gave nothing."""
         why = (failure.stage, failure.failure_class, failure.message)
-        return cls(os.fsdecode(item.id), os.fsdecode(item.path), *why)
+        return cls(os.fsdecode(item.id), os.fsdecode(item.path), *why, item.label)
 
     @classmethod
-    def unseen(cls, item: Unreadable) -> "Failed":
-        """Return that a file or folder could not be looked at."""
-        name = os.fsdecode(item.path)
+    def unseen(cls, item: Unreadable, inside: bytes | None) -> "Failed":
+        """Return that a file or folder ``inside`` a directory could not be looked at."""
+        path = os.path.join(inside or b"", item.path)
         kind = _CLASSES.get(item.errno, "io")
-        return cls(name, name, "read", kind, os.strerror(item.errno))
+        why = ("read", kind, os.strerror(item.errno))
+        return cls(os.fsdecode(item.path), os.fsdecode(path), *why, label_of(item.path))
 
     def line(self) -> bytes:
         r"""Return the line of the list: names as they are, what would break it as ``\x0a``."""
-        cells = (self.id, self.path, self.stage, self.failure_class, " ".join(self.message.split()))
+        message = " ".join(self.message.split())
+        cells = (self.id, self.path, self.stage, self.failure_class, message, self.label or "")
         return b"\t".join(_cell(cell) for cell in cells) + b"\n"
 
 
@@ -63,6 +70,14 @@ def _cell(text: str) -> bytes:
 def failures_path(out: str) -> str:
     """Return where the list of an output's failures stands."""
     return out.rstrip(os.sep) + SUFFIX
+
+
+def refuse_own_failures(source: str, path: str) -> None:
+    """Refuse the list of an output's failures as its source: it would hold them alone, then."""
+    if os.path.exists(path) and os.path.exists(source) and os.path.samefile(source, path):
+        raise ExportError(
+            f"{shown(path)} lists what failed of this very output: name another output for it"
+        )
 
 
 def put_failures(work: WorkFolder, failures: Iterable[Failed]) -> int:

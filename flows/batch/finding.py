@@ -135,9 +135,16 @@ def arrays_of(regions: "Regions") -> dict[str, Array]:
 
 
 def packed(
-    piece: Piece, found: "Mapping[int, Detected]", dim: int, seconds: Mapping[str, float]
+    piece: Piece,
+    found: "Mapping[int, Detected]",
+    dim: int,
+    seconds: Mapping[str, float],
+    inside: bytes | None,
 ) -> Done:
-    """Put what was found in a piece into arrays, up to the first item that was not done."""
+    """Put what was found in a piece into arrays, up to the first item that was not done.
+
+    ``inside`` is the directory that the items are of.
+    """
     texts: list[tuple[str, str | None, str | None]] = []
     done: list[Regions] = []
     failures: list[Failed] = []
@@ -145,7 +152,7 @@ def packed(
     for i, item in enumerate(piece.items):
         one = found.get(i)
         if not isinstance(item, Item):
-            failures.append(Failed.unseen(item))
+            failures.append(Failed.unseen(item, inside))
         elif one is None:
             break
         elif one.failure is not None:

@@ -18,6 +18,7 @@ from flows.batch.pieces import Piece
 from flows.batch.working import BatchJob, count_items, slots
 from storage.region_files import BadName, FailureList, Header, RegionFolder
 from storage.roots import display
+from storage.scan import Signature
 from storage.sources.items import Item, Unreadable
 from storage.sources.opening import Source
 from storage.suspects import POISON
@@ -61,7 +62,7 @@ def fill(job: BatchJob, source: Source, detector: "Detector") -> None:
     anew = batch.overwrite or batch.restart
     folder = RegionFolder(batch.out, spec.to_json(), detector.class_names, overwrite=anew)
     finder = Finder(source, folder.begun, detector, batch, job.ending)
-    filler = _Filler(job, folder, finder, spec.fingerprint)
+    filler = _Filler(job, folder, finder, spec.fingerprint, source.inside)
     job.progress.pending(count_items(job, source))
     pieces = _pieces(source.items(batch.shard), batch.chunk_size or PIECE)
     path = _failures_path(job)
@@ -89,12 +90,18 @@ class _Filler:
     """Does a piece, image by image; any thread may call."""
 
     def __init__(
-        self, job: BatchJob, folder: RegionFolder, finder: Finder, fingerprint: str
+        self,
+        job: BatchJob,
+        folder: RegionFolder,
+        finder: Finder,
+        fingerprint: str,
+        inside: bytes | None,
     ) -> None:
         self._job = job
         self._folder = folder
         self._finder = finder
         self._fingerprint = fingerprint
+        self._inside = inside
 
     def __call__(self, piece: Piece) -> Filled:
         filled = Filled()
@@ -102,9 +109,10 @@ class _Filler:
         items = dict(all_items)
         for i, item in enumerate(piece.items):
             if not isinstance(item, Item):
-                self._fail(filled, i, Failed.unseen(item))
+                self._fail(filled, i, Failed.unseen(item, self._inside))
         known = self._known(items)
-        for i in [i for i, header in known.items() if _unchanged(items[i], header)]:
+        sigs = {i: _signature(item) for i, item in items.items()}  # before anything is read
+        for i in [i for i, header in known.items() if header.sig and header.sig == sigs[i]]:
             del items[i]
             self._keep(filled)
 
@@ -112,7 +120,7 @@ class _Filler:
             return key not in known or known[key].digest != digest
 
         def take(one: "Detected") -> None:
-            self._take(filled, one, items[one.key])
+            self._take(filled, one, items[one.key], sigs[one.key])
 
         filled.seconds = self._finder.found(items, wants, take)
         kinds = {i: failed.failure_class for i, failed in filled.failed.items()}
@@ -134,19 +142,20 @@ class _Filler:
             and header.fingerprint == self._fingerprint
         }
 
-    def _take(self, filled: Filled, one: "Detected", item: Item) -> None:
+    def _take(self, filled: Filled, one: "Detected", item: Item, sig: Signature | None) -> None:
         if one.failure is not None:
             self._fail(filled, one.key, Failed.of(item, one.failure))
         elif one.regions is None:
-            self._folder.touch(item.id, one.mtime_ns or 0)
+            self._folder.renew(item.id, sig)
             self._keep(filled)
         else:
-            header = Header(item.id, one.digest or b"", self._fingerprint, one.mtime_ns or 0)
+            header = Header(item.id, one.digest or b"", self._fingerprint, sig)
             try:
                 self._folder.write(header, arrays_of(one.regions))
             except BadName as error:
                 names = (os.fsdecode(item.id), os.fsdecode(item.path))
-                self._fail(filled, one.key, Failed(*names, "write", "name", str(error)))
+                why = ("write", "name", str(error))
+                self._fail(filled, one.key, Failed(*names, *why, item.label))
                 return
             filled.done += 1
             filled.regions += len(one.regions.scores)
@@ -161,14 +170,14 @@ class _Filler:
         self._job.progress.advance(1, 1)
 
 
-def _unchanged(item: Item, header: Header) -> bool:
-    """Say whether a file has the modification time that it had when its regions were found."""
+def _signature(item: Item) -> Signature | None:
+    """Return what tells a file from another one and from itself when it was changed."""
     if item.row is not None:
-        return False
+        return None
     try:
-        return os.stat(item.path).st_mtime_ns == header.mtime_ns
+        return Signature.of(os.stat(item.path))
     except OSError:
-        return False
+        return None
 
 
 def _pieces(items: Iterable[Item | Unreadable], size: int) -> Iterator[Piece]:

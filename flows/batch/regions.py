@@ -10,14 +10,26 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flows.batch.detector_options import RegionsOptions
-from flows.batch.failing import Failed, failures_path, from_json, put_failures
+from flows.batch.failing import (
+    Failed,
+    failures_path,
+    from_json,
+    put_failures,
+    refuse_own_failures,
+)
 from flows.batch.finding import Finder, from_bytes, items_of, packed
 from flows.batch.pieces import Piece
 from flows.batch.region_folder import fill
 from flows.batch.region_told import RegionsReport
 from flows.batch.working import BatchJob, Done, running, work_through
 from flows.job.progress import Progress
-from storage.exports.output import Output, check_output, plan_output, refuse_nameless
+from storage.exports.output import (
+    Output,
+    check_output,
+    plan_output,
+    refuse_nameless,
+    refuse_sources,
+)
 from storage.exports.parquet import require_pyarrow
 from storage.exports.regions import RegionTable
 from storage.exports.stage import Stage
@@ -71,6 +83,10 @@ def _refuse_early(options: RegionsOptions) -> None:
     """Refuse what is wrong with the file before anything is loaded."""
     require_pyarrow()
     output = plan_output(options.batch.out, "parquet", ("regions",))
+    source = options.batch.source
+    if not os.path.isdir(source):  # pictures in a folder are never replaced
+        refuse_sources(output, (source, options.batch.source_options.labels))
+        refuse_own_failures(source, failures_path(options.batch.out))
     begun = os.path.isdir(output.path + SUFFIX)
     check_output(output, overwrite=options.batch.overwrite or begun)
 
@@ -102,7 +118,7 @@ def _to_table(job: BatchJob, source: Source, detector: "Detector") -> None:
             job.progress.advance(1, int(one.failure is not None))
 
         seconds = finder.found(items, lambda _key, _digest: True, take)
-        return packed(piece, found, spec.dim, seconds)
+        return packed(piece, found, spec.dim, seconds, source.inside)
 
     with WorkFolder(output.path, fingerprint, restart=batch.restart) as work:
         check_output(output, overwrite=batch.overwrite or work.was_assembling)

@@ -30,7 +30,12 @@ FORMATS = ("tsv", "csv", "table", "npy", "npz", "parquet", "clip-retrieval")
 @click.argument("space_and_out", nargs=-1, required=True, metavar="[SPACE] OUT")
 @click.option("--format", "format", type=click.Choice(FORMATS), help="Without it by OUT's suffix.")
 @click.option("--root", metavar="PATH", help="Only this root, or this folder of one.")
-@click.option("--absolute", "absolute_ids", is_flag=True, help="Ids are absolute paths.")
+@click.option(
+    "--absolute",
+    "absolute_ids",
+    is_flag=True,
+    help="Ids are absolute paths; refused where one comes twice.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option

@@ -61,8 +61,9 @@ def command(ctx: click.Context, /, **typed: Any) -> None:
     _labels, _ids), npz, parquet, clip-retrieval.
 
     Images that give no vector are listed in OUT.failures.tsv (exit code 3), which can be the
-    SOURCE of another run.  What is finished is kept in OUT.partial until OUT is complete: after
-    Ctrl-C or a crash the same command goes on from there, past an image that was the reason.
+    SOURCE of another run, unless they are an array's: its rows have no path.  What is finished is
+    kept in OUT.partial until OUT is complete: after Ctrl-C or a crash the same command goes on
+    from there, past an image that was the reason.
     """
     from flows.batch.extracting import extract_to
     from flows.batch.options import extract_options

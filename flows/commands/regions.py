@@ -75,7 +75,8 @@ def command(ctx: click.Context, /, **typed: Any) -> None:
 
     The features are the box head's for the final boxes.  What is typed wins over the file of
     --config-file.  A run that was stopped goes on when the same command is given again; images
-    that failed are listed in OUT.failures.tsv (exit code 3).
+    that failed are listed in OUT.failures.tsv (exit code 3), which can be the SOURCE of another
+    run, unless they are an array's: its rows have no path.
     """
     from flows.batch.detector_options import regions_options
     from flows.batch.regions import regions_to

@@ -31,7 +31,14 @@ from storage.publish import publish_due
 from storage.reading import open_store, snapshot_in
 from storage.runs import claim, work_in
 from storage.space_names import WHITENED
-from storage.spaces import SpaceInfo, ensure_space, get_space, list_spaces, space_for_key
+from storage.spaces import (
+    SpaceInfo,
+    ensure_space,
+    fingerprint,
+    get_space,
+    list_spaces,
+    space_for_key,
+)
 from storage.verified import VerifiedRows
 from storage.whitenings import keep_whitening, whitening_of, whitening_path
 
@@ -141,13 +148,19 @@ def _known(work: _Work) -> SpaceInfo | None:
     if name == ALL:
         raise SpaceError(f"--space {ALL} means every space; choose another --name")
     known = space_for_key(work.catalog, work.key)
-    if known is not None and name not in (None, known.name):
-        raise SpaceError(
-            f"these vectors are already the space {known.name!r}, not {name!r}; leave out --name"
-        )
+    if known is not None:
+        _refuse_other_name(work, known.name)
     if known is None and name in [space.name for space in list_spaces(work.catalog)]:
         raise SpaceError(f"there is a space {name!r}, of other vectors; choose another --name")
     return known
+
+
+def _refuse_other_name(work: _Work, known: str) -> None:
+    name = work.options.name
+    if name not in (None, known):
+        raise SpaceError(
+            f"these vectors are already the space {known!r}, not {name!r}; leave out --name"
+        )
 
 
 def _of(work: _Work, space: SpaceInfo) -> Whitening:
@@ -159,12 +172,13 @@ def _made(work: _Work) -> tuple[SpaceInfo, Whitening]:
     whitening = _learnt(work)
     data, home = whitening.to_bytes(), work.catalog.home
     digest = keep_whitening(home, data)
-    base, dim = work.base, work.dim
+    base = work.base
+    spec = {**base.spec, "dim": work.dim, "whitening": digest}
     space = work.ask(
         lambda catalog: ensure_space(
             catalog,
-            name=work.options.name or _name(work),
-            spec={**base.spec, "dim": dim, "whitening": digest},
+            name=_name(work, fingerprint(spec)),
+            spec=spec,
             request={**base.request, "whitening": digest},
             key=work.key,
         )
@@ -174,10 +188,18 @@ def _made(work: _Work) -> tuple[SpaceInfo, Whitening]:
     return space, whitening
 
 
-def _name(work: _Work) -> str:
+def _name(work: _Work, digest: str) -> str:
+    """Return the name of the space with these vectors; another sample may have led to it too."""
+    spaces = list_spaces(work.catalog)
+    same = next((space.name for space in spaces if space.fingerprint == digest), None)
+    if same is not None:
+        _refuse_other_name(work, same)
+        return same
+    if work.options.name is not None:
+        return work.options.name
     dim = f"-{work.dim}" if work.dim != work.base.dim else ""
     stem = f"{work.base.name}-{WHITENED}{dim}"
-    taken = {space.name for space in list_spaces(work.catalog)}
+    taken = {space.name for space in spaces}
     name, number = stem, 1
     while name in taken:
         number += 1

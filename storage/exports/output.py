@@ -25,7 +25,7 @@ _OWN = {
     "clip-retrieval": re.compile(r"(img_emb|metadata)(/(img_emb_\d+\.npy|metadata_\d+\.parquet))?"),
     **{name: re.compile(rf"[^/]+\.{suffix}") for name, suffix in TEXT.items()},
 }
-"""What an earlier output in a folder holds: only such a folder is ever replaced."""
+"""What an earlier output in a folder holds, where its files' names are not known."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Output:
         Whether ``path`` is a folder that holds the files.
     names
         The files, in ``path`` or beside it.  Where the last one is, all are.  None are said of a
-        format that numbers its files.
+        format that numbers its files, or of a folder as long as its layers are not known.
     """
 
     path: str
@@ -219,14 +219,15 @@ def _check_folder(output: Output, *, overwrite: bool) -> None:
     strange = _strange(output)
     if strange is not None:
         raise ExportError(
-            f"{shown(output.path)} holds {shown(strange)}, which is not of this format: it is not "
-            "replaced; name another output"
+            f"{shown(output.path)} holds {shown(strange)}, which this output would not have: it is "
+            "not replaced; name another output"
         )
 
 
 def _strange(output: Output) -> str | None:
-    """Return what a folder holds that an output of this format doesn't, relative; or None."""
-    own = _OWN[output.format]
+    """Return what a folder holds that this output would not have, relative; or None."""
+    named = re.compile("|".join(map(re.escape, output.names)))
+    own = named if output.names else _OWN[output.format]
     for at, folders, files in os.walk(output.path):
         for name in (*folders, *files):
             relative = os.path.relpath(os.path.join(at, name), output.path)

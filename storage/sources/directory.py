@@ -42,9 +42,13 @@ class DirectorySource(Source):
             if isinstance(seen, Unreadable):
                 yield seen
                 continue
-            folder, separator, _ = seen.path.partition(SEP)
-            label = folder.decode("utf-8", "backslashreplace") if separator else None
-            yield Item(seen.path, os.path.join(self._path, seen.path), label)
+            yield Item(seen.path, os.path.join(self._path, seen.path), label_of(seen.path))
 
     def close(self) -> None:
         """Do nothing: no folder stays open."""
+
+
+def label_of(path: bytes) -> str | None:
+    """Return the first folder of a relative path, or None where it has none."""
+    folder, separator, _ = path.partition(SEP)
+    return folder.decode("utf-8", "backslashreplace") if separator else None

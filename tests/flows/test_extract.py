@@ -1,6 +1,7 @@
 """``lookalike extract``: every source and output, what is kept, what is refused."""
 
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import polars
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -19,11 +21,13 @@ from extractor.engine import Engine
 from extractor.models import ModelRequest, open_model
 from extractor.preprocess import pixels
 from flows.batch.extracting import extract_to
+from flows.batch.failing import Failed, from_json
 from flows.batch.options import extract_options
 from flows.cli import cli, expected_code
 from flows.job.progress import Progress
 from flows.samples import draw_families
 from storage.errors import DiskFull, ExportError, LeaseHeld, WorkMismatch
+from storage.sources.items import Unreadable
 from storage.sources.shard import Shard
 from tests.flows.terminal import CHECKOUT, lookalike
 
@@ -289,7 +293,7 @@ def test_bad_pictures_are_listed_and_the_others_go_on(tmp_path, spoilt):
     assert len(read_tsv(out)) == report.written == 6
     with open(f"{out}.failures.tsv", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t"))
-    assert rows[0] == ["id", "path", "stage", "class", "message"]
+    assert rows[0] == ["id", "path", "stage", "class", "message", "label"]
     assert [row[0] for row in rows[1:]] == ["a text.jpg", "cut.jpg", "empty.png", "z text.jpg"]
     assert [row[1] for row in rows[1:]] == [str(spoilt / row[0]) for row in rows[1:]]
     assert {row[2] for row in rows[1:]} == {"decode"}
@@ -307,6 +311,47 @@ def test_the_list_of_failures_is_a_source_that_tries_them_again(tmp_path, spoilt
     report = go(tmp_path / "v.tsv.failures.tsv", tmp_path / "again.tsv", overwrite=True)
     assert (report.written, report.failed, report.exit_code()) == (4, 0, 0)
     assert not os.path.exists(tmp_path / "again.tsv.failures.tsv")
+
+
+def test_labels_come_back_by_the_list_of_failures(tmp_path, spoilt):
+    good = (spoilt / "family-000" / "plain.jpg").read_bytes()
+    (spoilt / "family-000" / "broken.jpg").write_bytes(good[:2000])
+    go(spoilt, tmp_path / "v.tsv")
+    for name in ("cut.jpg", "family-000/broken.jpg"):
+        (spoilt / name).write_bytes(good)
+    go(tmp_path / "v.tsv.failures.tsv", tmp_path / "again.parquet")
+    again = polars.read_parquet(tmp_path / "again.parquet")
+    assert dict(again.select("id", "label").iter_rows()) == {
+        "cut.jpg": None,
+        "family-000/broken.jpg": "family-000",
+    }
+
+
+def test_a_folder_that_can_not_be_looked_at_is_listed_by_its_whole_path() -> None:
+    failed = Failed.unseen(Unreadable(b"class/deep", errno.EACCES, True), b"/photos")
+    assert failed.line().split(b"\t") == [
+        b"class/deep",
+        b"/photos/class/deep",
+        b"read",
+        b"permission",
+        b"Permission denied",
+        b"class\n",
+    ]
+
+
+def test_failures_that_an_earlier_version_kept_have_no_label() -> None:
+    [failed] = from_json([["a", "/a", "decode", "truncated", "cut"]])
+    assert failed.line() == b"a\t/a\tdecode\ttruncated\tcut\t\n"
+
+
+def test_a_folder_of_layers_is_replaced_whatever_they_are_called(tmp_path, photos):
+    out = f"{tmp_path / 'layers'}/"
+    go(photos, out, format="csv")
+    before = sorted(os.listdir(out))
+    go(photos, out, format="csv", overwrite=True)
+    assert sorted(os.listdir(out)) == before
+    (tmp_path / "layers" / "prices.csv").write_text("mine")
+    assert "prices.csv" in refused(ExportError, photos, out, format="csv", overwrite=True)
 
 
 def test_the_list_of_failures_can_not_become_its_own_output(tmp_path, spoilt):

@@ -78,6 +78,11 @@ def files(folder: Path) -> Files:
     }
 
 
+def regions_in(data: bytes) -> dict[str, Any]:
+    with np.load(io.BytesIO(data)) as arrays:
+        return {name: arrays[name].tolist() for name in arrays.files if name != "signature"}
+
+
 def test_a_folder_mirrors_the_source(tmp_path: Path, photos: Path, config: str) -> None:
     report = run(photos, tmp_path / "out", config)
     assert (report.extracted, report.written, report.failed) == (10, 10, 1)
@@ -103,7 +108,8 @@ def test_a_folder_mirrors_the_source(tmp_path: Path, photos: Path, config: str) 
         regions += len(one.regions.scores)
     assert report.regions == regions > 30
     lines = (tmp_path / "out.failures.tsv").read_text().splitlines()
-    assert lines[0] == "id\tpath\tstage\tclass\tmessage"
+    assert lines[0] == "id\tpath\tstage\tclass\tmessage\tlabel"
+    assert lines[1].endswith("\tb")
     assert [line.split("\t")[:4] for line in lines[1:]] == [
         ["b/broken.png", str(photos / "b" / "broken.png"), "decode", "truncated"]
     ]
@@ -141,8 +147,74 @@ def test_a_second_run_does_only_what_is_new_or_has_changed(
     after = files(out)
     assert after["b/3.png.npz"] == before["b/3.png.npz"]
     changed = {name for name in after if after[name] != before.get(name)}
-    assert changed == {"a/2.png.npz", "new.png.npz"}
+    assert changed == {"a/1.png.npz", "a/2.png.npz", "new.png.npz"}  # 1: its signature only
+    assert regions_in(after["a/1.png.npz"]) == regions_in(before["a/1.png.npz"])
     assert run(photos, out, config).kept == 11
+
+
+@pytest.mark.parametrize("between", ["files", "folders"])
+def test_pictures_of_one_time_that_change_places(
+    tmp_path: Path, photos: Path, config: str, between: str
+) -> None:
+    for path in photos.rglob("*.png"):
+        os.utime(path, ns=(10**18, 10**18))
+    out = tmp_path / "out"
+    run(photos, out, config)
+    one, other = (photos / "a", photos / "b")
+    if between == "files":
+        one, other = (one / "0.png", one / "1.png")
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    assert run(photos, out, config).extracted == (2 if between == "files" else 10)
+    run(photos, tmp_path / "anew", config)
+    assert files(out).items() >= files(tmp_path / "anew").items()
+
+
+def test_regions_of_an_earlier_version_are_kept_by_their_content(
+    tmp_path: Path, photos: Path, config: str
+) -> None:
+    out = tmp_path / "out"
+    run(photos, out, config)
+    whole = files(out)
+    for name in ("a/0.png", "b/1.png"):
+        path, stamp = out / f"{name}.npz", (photos / name).stat().st_mtime_ns
+        with np.load(path) as arrays:
+            old = {of: arrays[of] for of in arrays.files if of != "signature"}
+        np.savez(path, **old)
+        os.utime(path, ns=(stamp, stamp))
+    (photos / "b" / "1.png").write_bytes((photos / "b" / "0.png").read_bytes())
+    stamp = (out / "b" / "1.png.npz").stat().st_mtime_ns
+    os.utime(photos / "b" / "1.png", ns=(stamp, stamp))
+    report = run(photos, out, config)
+    assert (report.extracted, report.kept) == (1, 9)
+    after = files(out)
+    assert {name for name in after if after[name] != whole[name]} == {"b/1.png.npz"}
+
+
+def test_the_list_of_failures_can_not_become_its_own_output(
+    tmp_path: Path, photos: Path, config: str
+) -> None:
+    out, listed = tmp_path / "out.parquet", tmp_path / "out.parquet.failures.tsv"
+    run(photos, out, config)
+    before = (out.read_bytes(), listed.read_bytes())
+    with pytest.raises(ExportError, match=r"lists what failed .*: name another output"):
+        run(listed, out, config, overwrite=True)
+    (tmp_path / "link.parquet").symlink_to(listed)
+    with pytest.raises(ExportError, match=r"would replace the source: name another output"):
+        run(listed, tmp_path / "link.parquet", config, overwrite=True)
+    assert (out.read_bytes(), listed.read_bytes()) == before
+
+
+def test_a_folder_takes_what_its_own_list_tries_again(
+    tmp_path: Path, photos: Path, config: str
+) -> None:
+    out = tmp_path / "out"
+    run(photos, out, config)
+    (photos / "b" / "broken.png").write_bytes((photos / "b" / "0.png").read_bytes())
+    assert run(tmp_path / "out.failures.tsv", out, config).extracted == 1
+    assert len(list(out.rglob("*.npz"))) == 11
+    assert not (tmp_path / "out.failures.tsv").exists()
 
 
 def test_regions_made_otherwise_are_not_mixed(tmp_path: Path, photos: Path, config: str) -> None:

@@ -246,6 +246,22 @@ def test_a_seeded_sample_and_names_that_are_taken(sqlite_template: str, tmp_path
     assert whitened(home, name="all-of-them").learnt_from == 350
 
 
+def test_another_sample_that_holds_all_is_the_same_space(
+    sqlite_template: str, tmp_path: Path
+) -> None:
+    with local_catalog(sqlite_template, tmp_path) as catalog:
+        Filled(catalog, 16).add(clustered(400, 16))
+        home = catalog.home
+    first = whitened(home, dim=12)
+    for asked in ({"seed": 5}, {"sample": 400}):
+        again = whitened(home, dim=12, **asked)
+        assert (again.space, again.filled, again.index) == (first.space, 0, None)
+    with pytest.raises(SpaceError, match=rf"already the space '{first.space}'.* leave out --name"):
+        whitened(home, dim=12, seed=6, name="other")
+    with Catalog.open(home, write=False) as catalog:
+        assert len(list_spaces(catalog)) == 2
+
+
 def test_the_command_tells_and_writes_json(sqlite_template: str, tmp_path: Path) -> None:
     with local_catalog(sqlite_template, tmp_path) as catalog:
         Filled(catalog, 16).add(clustered(400, 16))

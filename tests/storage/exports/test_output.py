@@ -81,9 +81,20 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path):
     write(tmp_path / "x", "csv", records(layers))
     write(tmp_path / "x", "csv", records(layers), overwrite=True)
     (tmp_path / "x" / "notes.txt").write_text("mine")
-    with pytest.raises(ExportError, match=r"holds notes.txt, which is not of this format"):
+    with pytest.raises(ExportError, match=r"holds notes.txt, which this output would not"):
         write(tmp_path / "x", "csv", records(layers), overwrite=True)
     assert outs(tmp_path) == ["x", "x/a.csv", "x/b.csv", "x/notes.txt"]
+
+
+@pytest.mark.parametrize("format", ["csv", "tsv", "table"])
+def test_a_table_of_the_users_own_is_never_replaced(tmp_path, format):
+    layers = {"a": unit(3, 4), "b": unit(3, 4)}
+    write(tmp_path / "x", format, records(layers))
+    mine = tmp_path / "x" / f"prices.{'tsv' if format == 'tsv' else 'csv'}"
+    mine.write_text("mine")
+    with pytest.raises(ExportError, match=rf"holds {mine.name}, which this output would not"):
+        write(tmp_path / "x", format, records(layers), overwrite=True)
+    assert mine.read_text() == "mine"
 
 
 def test_an_empty_folder_is_taken(tmp_path):
