@@ -34,7 +34,7 @@ FORMATS = ("tsv", "csv", "table", "npy", "npz", "parquet", "clip-retrieval")
     "--absolute",
     "absolute_ids",
     is_flag=True,
-    help="Ids are absolute paths; refused where one comes twice.",
+    help="Ids are absolute paths; what several roots name comes as often.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, or_, select
-from sqlalchemy.orm import aliased
 
 from storage.catalog import Catalog
 from storage.errors import ExportError
@@ -87,8 +86,8 @@ def export_space(
     Raises
     ------
     ExportError
-        The output can't be written as asked, nothing is to be written, or two records would have
-        one id.
+        The output can't be written as asked, nothing is to be written, or two files of different
+        roots would have one id.
     RootError
         No root is where the wish says.
     PartError
@@ -100,9 +99,7 @@ def export_space(
     view = snapshot(catalog, space)
     with catalog.read() as conn:
         total, without = _counts(conn, view, roots)
-        if wish.absolute:
-            _refuse_equal_paths(conn, view, roots)
-        elif len(roots) > 1:
+        if len(roots) > 1 and not wish.absolute:
             _refuse_equal_ids(conn, view, roots)
     if not total:
         raise ExportError(_nothing(space, roots, without))
@@ -197,36 +194,6 @@ def _refuse_equal_ids(conn: Connection, view: Snapshot, roots: Sequence[RootInfo
     raise ExportError(
         f"{display(path)} is in {' and in '.join(names[:2])}, and would be one id twice: "
         "use --absolute, or --root for one root after the other"
-    )
-
-
-def _refuse_equal_paths(conn: Connection, view: Snapshot, roots: Sequence[RootInfo]) -> None:
-    """Refuse a path that lines of manifests name twice, or that a directory has as well."""
-    has_vector = exists().where(Vector.space_id == view.space.id, Vector.image_id == File.image_id)
-    named = select(File.source).where(_in(roots), has_vector, File.source.is_not(None))
-    path = conn.execute(named.group_by(File.source).having(func.count() > 1).limit(1)).scalar()
-    for root in roots:
-        if path is None and root.kind == "directory":
-            path = conn.execute(named.where(_shared(view, root)).limit(1)).scalar()
-    if path is not None:
-        raise ExportError(
-            f"{display(path)} is there more than once, and would be one id twice: export one root "
-            "with --root, or leave out --absolute"
-        )
-
-
-def _shared(view: Snapshot, root: RootInfo) -> ColumnElement[bool]:
-    """Return the condition that a line of a manifest names a file of a directory root."""
-    other = aliased(File)
-    place = os.path.join(root.path, b"")
-    return exists().where(
-        other.root_id == root.id,
-        other.path == func.substr(File.source, len(place) + 1),
-        func.substr(File.source, 1, len(place)) == place,
-        other.state == "live",
-        *([within(other.path, root.under)] if root.under else []),
-        Vector.space_id == view.space.id,
-        Vector.image_id == other.image_id,
     )
 
 

@@ -135,11 +135,11 @@ def catalog_not_synced():
 def old_parts_deleted_before_the_swap():
     real = compact._swap
 
-    def swap(catalog, lease, space, group, written):
+    def swap(catalog, lease, space, group, kept, written):
         store = compact.open_store(catalog, space)
         for part in group.parts:
             store.remove(part.name)
-        real(catalog, lease, space, group, written)
+        real(catalog, lease, space, group, kept, written)
 
     return planted(compact, "_swap", swap)
 

@@ -194,26 +194,6 @@ def test_one_id_in_two_roots(filled, tmp_path):
     assert exported(filled, tmp_path, overwrite=True).images == 58
 
 
-def test_one_absolute_path_twice(filled, tmp_path):
-    twice = [(b"1", b"/p/one.jpg", None, 1001), (b"2", b"/p/one.jpg", None, 1002)]
-    listed = add_root(filled.catalog, b"/lists/all.tsv", "manifest", twice)
-    for root in (None, b"/lists/all.tsv"):
-        with pytest.raises(ExportError, match=r"^/p/one.jpg is there more than once.* --root"):
-            exported(filled, tmp_path, root=root, absolute=True)
-    assert exported(filled, tmp_path, "ids.parquet").images == 61
-    with filled.catalog.write() as conn:
-        source = root_of(filled) + b"/b/0000003.jpg"
-        conn.execute(update(File).where(File.path == b"2").values(source=source))
-        conn.execute(update(File).where(File.path == b"1").values(source=source + b".jpg"))
-    with pytest.raises(ExportError, match=r"-root/b/0000003.jpg is there more than once"):
-        exported(filled, tmp_path, absolute=True)
-    for root in (b"/lists/all.tsv", root_of(filled)):
-        assert exported(filled, tmp_path, root=root, absolute=True, overwrite=True).images
-    with filled.catalog.write() as conn:
-        conn.execute(update(File).where(File.root_id == listed).values(state="missing"))
-    assert exported(filled, tmp_path, absolute=True, overwrite=True).images == 59
-
-
 def test_two_spaces_do_not_mix(filled, tmp_path):
     other = Filled(filled.catalog, 5, folder="-other")
     other.space = get_space(filled.catalog, other.space.name)
