@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search.questions import Wanted
+from storage.candidates import ROUNDING
 from storage.ranking import Neighbour
 
 FloatArray = npt.NDArray[np.float32]
@@ -27,8 +28,6 @@ WIDER: Final = 4
 """So many times as many hits the next search asks for."""
 WIDEST: Final = 50_000
 """What lies farther out than so many images is not looked at, however alike they are."""
-_ROUNDING: Final = 1e-6
-"""What rounding to float32 may take from a cosine."""
 _BLOCK: Final = 256
 """Hits compared with those that are kept at once."""
 
@@ -72,7 +71,7 @@ class Page:
         for start in range(0, len(new), _BLOCK):
             if self.is_full:
                 return
-            self._add_unlike(new[start : start + _BLOCK], self._wanted.distinct - _ROUNDING)
+            self._add_unlike(new[start : start + _BLOCK], self._wanted.distinct - ROUNDING)
 
     def _add_unlike(self, hits: Sequence[Neighbour], least: float) -> None:
         """Keep those that are like none that is kept, each by itself in their order."""

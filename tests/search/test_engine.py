@@ -324,3 +324,11 @@ def test_a_closed_searcher_goes_without_the_garbage_collector(store: Store, tree
         assert [one() for one in held] == [None] * 3
     finally:
         gc.enable()
+
+
+def test_only_a_process_that_settled_leaves_later_modules_to_the_end_too() -> None:
+    settled = "settle(); first = gc.get_freeze_count(); bring('wave')"
+    for begin, wanted in ((settled, "True"), ("first = 0; bring('wave')", "False")):
+        code = f"import gc; from search.garbage import bring, settle; {begin}"
+        done = python("-c", f"{code}; print(gc.get_freeze_count() > first)")
+        assert (done.stdout, done.stderr) == (f"{wanted}\n", "")
